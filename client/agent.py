@@ -1,0 +1,254 @@
+"""The site's agent: dials the coordinator, holds the control stream, does the tasks it is given, and reconnects for ever."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+
+from client.datasets import Cancelled
+from client.transfer import BroadcastStore, join_scalars, upload
+from client.work import Worker
+from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, WardroundError, WireError
+from common.security.certificates import Identity
+from common.version import VERSION
+from common.wire import federation_pb2 as pb
+from common.wire import federation_pb2_grpc as rpc
+from common.wire.channel import CHANNEL_OPTIONS, Address, channel_credentials
+
+_log = logging.getLogger("wardround.site")
+_KINDS = {pb.TRAIN: "train", pb.EVALUATE: "evaluate"}
+_STAGES = {"train": "training", "evaluate": "evaluation"}
+_PROGRESS_SECONDS = 0.5
+_LONGEST_PAUSE = 10.0
+
+
+class Agent:
+    """One site in one study.
+
+    Parameters
+    ----------
+    study : the study's name.
+    site : this site's name, as in the study and its certificate.
+    worker : does the work.
+    address, identity : the coordinator's address and this site's certificate.
+    report : called with a few words whenever what the agent does changes.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        site: str,
+        worker: Worker,
+        address: Address,
+        identity: Identity,
+        report: Callable[[dict[str, Any]], None] = lambda status: None,
+    ) -> None:
+        self._envelope = pb.Envelope(study=study, plan_digest=worker.digest, site=site)
+        self._site = site
+        self._worker = worker
+        self._address = address
+        self._identity = identity
+        self._report = report
+        self._broadcasts = BroadcastStore()
+        self._stopping = threading.Event()
+        self._channel: Any = None
+        self._superseded = threading.Event()
+
+    def stop(self) -> None:
+        """Ends `run` soon, from another thread or a signal handler."""
+        self._stopping.set()
+        self._superseded.set()
+        channel = self._channel
+        if channel is not None:
+            channel.close()
+
+    def run(self) -> str:
+        """Takes part until the study is over; returns the coordinator's closing words ("" when stopped).
+
+        Raises
+        ------
+        PlanMismatchError : the coordinator's study or plan is another.
+        IdentityError : the coordinator refuses this site's certificate, or is not who the certificate says.
+        DataError : the site's data became unusable.
+        """
+        pause = 0.2
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            try:
+                finished = self._attend()
+                if finished is not None:
+                    self._report({"state": "finished", "notice": finished})
+                    return finished
+            except grpc.RpcError as error:
+                if self._stopping.is_set():
+                    break
+                self._raise_if_final(error)
+                self._report({"state": "reconnecting", "notice": _words(error)})
+                _log.info("no connection to %s: %s", self._address, _words(error))
+            except ValueError:  # gRPC's word for a channel that `stop` closed
+                if not self._stopping.is_set():
+                    raise
+            if time.monotonic() - started > 60:
+                pause = 0.2
+            self._stopping.wait(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        return ""
+
+    def _attend(self) -> str | None:
+        """Holds one control stream; returns closing words, or None when the stream ended without any."""
+        outbox: queue.SimpleQueue[pb.SiteMessage | None] = queue.SimpleQueue()
+        hello = pb.Hello(
+            version=VERSION,
+            training_cases=self._worker.training_cases,
+            validation_cases=self._worker.validation_cases,
+        )
+        outbox.put(pb.SiteMessage(envelope=self._envelope, hello=hello))
+        with grpc.secure_channel(
+            str(self._address), channel_credentials(self._identity), options=CHANNEL_OPTIONS
+        ) as channel:
+            self._channel = channel
+            stub = rpc.FederationStub(channel)
+            stream = stub.Attend(_drain(outbox))
+            tasks = _Inbox(stream, self._superseded, self._check)
+            try:
+                while (item := tasks.next()) is not None:
+                    if isinstance(item, pb.Finished):
+                        return str(item.reason)
+                    if isinstance(item, pb.Task):
+                        self._do(item, stub, outbox)
+                    else:
+                        _log.info("connected to %s (version %s)", self._address, item.version)
+                        self._report({"state": "connected", "notice": ""})
+            finally:
+                outbox.put(None)
+                stream.cancel()
+        return None
+
+    def _check(self, message: pb.CoordinatorMessage) -> None:
+        """The coordinator speaks to this site, of this study, by this plan."""
+        theirs = message.envelope
+        if theirs != self._envelope:
+            raise PlanMismatchError(
+                f"plan: the coordinator at {self._address} runs study {theirs.study!r} with plan "
+                f"{theirs.plan_digest.hex()[:16]}, this site {self._envelope.study!r} with plan "
+                f"{self._envelope.plan_digest.hex()[:16]}; use the coordinator's study file and the same version of Wardround"
+            )
+
+    def _do(self, task: pb.Task, stub: Any, outbox: queue.SimpleQueue[pb.SiteMessage | None]) -> None:
+        kind = _KINDS.get(task.name.kind)
+        if kind is None:
+            raise PlanMismatchError(f"task of kind {task.name.kind}: not known to this version; install the coordinator's")
+        self._superseded.clear()
+        number = task.name.round
+        last = 0.0
+
+        def say(stage: str, batch: int = 0, batches: int = 0) -> None:
+            progress = pb.Progress(task=task.name, stage=stage, batch=batch, batches=batches)
+            outbox.put(pb.SiteMessage(envelope=self._envelope, progress=progress))
+            self._report({"state": stage, "round": number, "batch": batch, "batches": batches})
+
+        def on_batch(batch: int, batches: int) -> None:
+            nonlocal last
+            if self._superseded.is_set():
+                raise Cancelled
+            if batch in (1, batches) or time.monotonic() - last >= _PROGRESS_SECONDS:
+                last = time.monotonic()
+                say(_STAGES[kind], batch, batches)
+
+        try:
+            say("download")
+            tensors = self._broadcasts.fetch(stub, self._envelope, task)
+            broadcast = join_scalars(tensors, task.scalars, self._worker.expected(kind))
+            say(_STAGES[kind])
+            started = time.monotonic()
+            update = self._worker.work(kind, number, broadcast, on_batch)
+            seconds = time.monotonic() - started
+            if self._superseded.is_set():
+                _log.info("round %d (%s): given up, the coordinator has gone on or away", number, kind)
+                return
+            say("upload")
+            timing = pb.Timing(download=self._broadcasts.seconds, work=seconds, cases=self._worker.cases(kind))
+            receipt = upload(stub, pb.UploadHeader(envelope=self._envelope, task=task.name, timing=timing), update)
+            if receipt.accepted:
+                _log.info("round %d (%s): sent after %.1f s of work", number, kind, seconds)
+                self._report({"state": "waiting", "round": number, "batch": 0, "batches": 0})
+            else:
+                _log.warning("round %d (%s): not taken: %s", number, kind, receipt.reason)
+        except DataError as error:
+            self._fail(task, outbox, "its data can no longer be read")
+            raise error
+        except WireError as error:
+            _log.warning("round %d (%s): %s", number, kind, error)
+            self._fail(task, outbox, "the broadcast arrived damaged")
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            _log.info("round %d (%s): over already", number, kind)
+
+    def _fail(self, task: pb.Task, outbox: queue.SimpleQueue[pb.SiteMessage | None], reason: str) -> None:
+        outbox.put(pb.SiteMessage(envelope=self._envelope, failure=pb.Failure(task=task.name, reason=reason)))
+        self._stopping.wait(0.5)  # lets the words leave before the stream is closed
+
+    def _raise_if_final(self, error: Any) -> None:
+        code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.FAILED_PRECONDITION:
+            raise PlanMismatchError(
+                f"{details}; use the coordinator's study file and the same version of Wardround"
+            ) from error
+        if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+            raise IdentityError(f"the coordinator at {self._address} refuses this site: {details}") from error
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            raise NetworkError(f"{self._address}: something answers there that is no coordinator; check the address") from error
+        if "CERTIFICATE_VERIFY_FAILED" in details or "Peer name" in details:
+            raise IdentityError(
+                f"the coordinator at {self._address} is not the one this site's identity was made for ({_words(error)}); "
+                "check the address, or get a new identity from the study's coordinator"
+            ) from error
+
+
+class _Inbox:
+    """Reads the coordinator's messages in a thread, so that a newer task can end the work on an older one."""
+
+    def __init__(self, stream: Any, superseded: threading.Event, check: Callable[[pb.CoordinatorMessage], None]) -> None:
+        self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._superseded = superseded
+        threading.Thread(target=self._read, args=(stream, check), daemon=True, name="wardround-inbox").start()
+
+    def _read(self, stream: Any, check: Callable[[pb.CoordinatorMessage], None]) -> None:
+        try:
+            for message in stream:
+                check(message)
+                body = getattr(message, message.WhichOneof("body"))
+                if not isinstance(body, pb.Welcome):
+                    self._superseded.set()
+                self._items.put(body)
+            self._items.put(None)
+        except (grpc.RpcError, WardroundError) as error:
+            self._items.put(error)
+        self._superseded.set()
+
+    def next(self) -> Any:
+        """The next message's body, the newest task where several wait; None at the end of the stream."""
+        item = self._items.get()
+        while isinstance(item, pb.Task) and not self._items.empty():
+            item = self._items.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+
+def _drain(outbox: queue.SimpleQueue[pb.SiteMessage | None]) -> Iterator[pb.SiteMessage]:
+    while (message := outbox.get()) is not None:
+        yield message
+
+
+def _words(error: Any) -> str:
+    details = (error.details() or str(error.code())).splitlines()[0]
+    return f"{details[:200]}"

@@ -1,0 +1,185 @@
+"""The `wardround-site` command: the hospital's side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from common.cli import exit_codes_epilog, run_command
+from common.errors import IdentityError, RunFolderError, UsageError
+from common.study import Study, load_study
+from common.version import VERSION
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and run; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="wardround-site",
+        description="The hospital's side of a Wardround study: it dials out, trains here, and sends an update; images stay.",
+        epilog=exit_codes_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"wardround-site {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    start = commands.add_parser("start", help="take part in a study until it is over")
+    start.add_argument("study", type=Path, metavar="STUDY", help="the coordinator's study file")
+    start.add_argument("--site", action="append", required=True, help="this site's name, as in the study")
+    start.add_argument("--data", action="append", type=Path, required=True, help="folder with images/ and labels/")
+    start.add_argument("--identity", action="append", type=Path, required=True, help="folder with this site's certificate")
+    start.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="where to dial")
+    start.add_argument("--work", action="append", type=Path, help="folder for this site's own files (default: wardround-SITE)")
+    start.set_defaults(handler=_start)
+
+    check = commands.add_parser("check", help="check this site's images and labels against a study, without connecting")
+    check.add_argument("study", type=Path, metavar="STUDY")
+    check.add_argument("--data", type=Path, required=True)
+    check.add_argument("--json", action="store_true", help="print JSON")
+    check.set_defaults(handler=_check)
+
+    status = commands.add_parser("status", help="what this site is doing")
+    status.add_argument("--work", type=Path, required=True, help="the --work folder the site was started with")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(handler=_status)
+
+    options = parser.parse_args(arguments)
+    return run_command(lambda: options.handler(options))
+
+
+def _start(options: argparse.Namespace) -> int:
+    from client.datasets import SiteDataset
+    from client.work import PlanWorker
+    from common.learning.runtime import configure_tensorflow
+    from common.security.certificates import load_identity
+    from common.wire.channel import parse_address
+
+    study = load_study(options.study)
+    works = options.work or [Path(f"wardround-{site}") for site in options.site]
+    if not len(options.site) == len(options.data) == len(options.identity) == len(works):
+        raise UsageError("--site, --data, --identity and --work: give each the same number of times, in the same order")
+    for site in options.site:
+        if site not in study.cohort.sites:
+            raise UsageError(f"--site {site}: not in the study's cohort ({', '.join(study.cohort.sites)}); correct the name")
+    address = parse_address(options.coordinator)
+    identities = []
+    for site, folder in zip(options.site, options.identity, strict=True):
+        identity = load_identity(folder)
+        if identity.role != "site" or identity.name != site:
+            raise IdentityError(
+                f"{folder}: the certificate is of {identity.role} {identity.name!r}, not of site {site!r}; give this site's own"
+            )
+        identities.append(identity)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    datasets = [SiteDataset(study, site, data) for site, data in zip(options.site, options.data, strict=True)]
+    for site, dataset in zip(options.site, datasets, strict=True):
+        logging.info("%s: %d training and %d validation cases", site, len(dataset.training_cases), len(dataset.validation_cases))
+
+    configure_tensorflow(study.training.threads)
+    from client.agent import Agent
+    from common.learning.plan import build_plan
+
+    plan = build_plan(study)
+    agents = [
+        Agent(study.name, site, PlanWorker(plan, dataset), address, identity, _Reporter(work, study, site))
+        for site, dataset, identity, work in zip(options.site, datasets, identities, works, strict=True)
+    ]
+    return _run(agents, options.site)
+
+
+def _run(agents: list[Any], sites: list[str]) -> int:
+    """Runs every agent in a thread of its own; the first failure ends all."""
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def attend(agent: Any, site: str) -> None:
+        try:
+            closing = agent.run()
+            if closing:
+                logging.info("%s: %s", site, closing)
+        except BaseException as error:
+            failures.append(error)
+            for other in agents:
+                other.stop()
+
+    threads = [
+        threading.Thread(target=attend, args=pair, name=f"wardround-{pair[1]}") for pair in zip(agents, sites, strict=True)
+    ]
+
+    stopped: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        for agent in agents:
+            agent.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.5)
+    done.set()
+    if failures:
+        raise failures[0]
+    return 128 + stopped[0] if stopped else 0
+
+
+class _Reporter:
+    """Keeps the site's `status.json`."""
+
+    def __init__(self, folder: Path, study: Study, site: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{folder}: the work folder cannot be made ({error.strerror}); choose another --work") from error
+        self._path = folder / "status.json"
+        self._fields: dict[str, Any] = {"study": study.name, "site": site, "state": "starting"}
+        self({})
+
+    def __call__(self, fields: dict[str, Any]) -> None:
+        self._fields.update(fields)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._fields))
+        partial.replace(self._path)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from client.datasets import SiteDataset
+
+    study = load_study(options.study)
+    dataset = SiteDataset(study, "check", options.data)
+    counts = {"training_cases": len(dataset.training_cases), "validation_cases": len(dataset.validation_cases)}
+    if options.json:
+        print(json.dumps(counts))
+    else:
+        print(f"{options.data}: {counts['training_cases']} training and {counts['validation_cases']} validation cases, all fit")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    path = options.work / "status.json"
+    try:
+        status = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: no status there; give the --work folder of a site that was started") from error
+    if options.json:
+        print(json.dumps(status))
+    else:
+        batch = f", batch {status['batch']} of {status['batches']}" if status.get("batches") else ""
+        where = f", round {status['round']}{batch}" if "round" in status else ""
+        print(f"{status['site']} in study {status['study']}: {status['state']}{where}")
+        if status.get("notice"):
+            print(status["notice"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+

@@ -1,0 +1,64 @@
+"""What a site computes for a task: the plan's `work` on its own data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from common.learning.plan import StudyPlan
+from common.wire.tensors import Array, TensorSpec
+
+from client.datasets import SiteDataset
+
+OnBatch = Callable[[int, int], None]
+
+
+class Worker(Protocol):
+    """What the agent needs of whoever does the work; a benchmark puts something else in its place."""
+
+    digest: bytes
+    training_cases: int
+    validation_cases: int
+
+    def expected(self, kind: str) -> Sequence[TensorSpec]:
+        """The types of the broadcast of a "train" or "evaluate" task."""
+
+    def work(self, kind: str, round_number: int, broadcast: Sequence[Array], on_batch: OnBatch) -> Sequence[Array]:
+        """The tensors to send. `on_batch(k, n)` is called as batch k of n begins and may raise to end the work."""
+
+    def cases(self, kind: str) -> int:
+        """How many cases the task's work is on."""
+
+
+class PlanWorker:
+    """Trains and evaluates by the plan on a site's data set."""
+
+    def __init__(self, plan: StudyPlan, dataset: SiteDataset) -> None:
+        self._plan = plan
+        self._dataset = dataset
+        self.digest = plan.digest
+        self.training_cases = len(dataset.training_cases)
+        self.validation_cases = len(dataset.validation_cases)
+
+    def expected(self, kind: str) -> Sequence[TensorSpec]:
+        """See `Worker`."""
+        return self._round_plan(kind).broadcast
+
+    def work(self, kind: str, round_number: int, broadcast: Sequence[Array], on_batch: OnBatch) -> Sequence[Array]:
+        """See `Worker`."""
+        if kind == "train":
+            total = self._dataset.training_batches
+            data = self._dataset.training(round_number, lambda index: on_batch(index + 1, total))
+        else:
+            total = self._dataset.validation_batches
+            data = self._dataset.validation(lambda index: on_batch(index + 1, total))
+        return self._round_plan(kind).work(data, broadcast)
+
+    def cases(self, kind: str) -> int:
+        """See `Worker`."""
+        return self.training_cases if kind == "train" else self.validation_cases
+
+    def _round_plan(self, kind: str):  # type: ignore[no-untyped-def]
+        plan = self._plan.train if kind == "train" else self._plan.evaluate
+        assert plan is not None, "a study without validation has no evaluate tasks"
+        return plan

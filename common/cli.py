@@ -1,0 +1,125 @@
+"""How both commands end: failures become one message and a documented exit code; no traceback reaches a user."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Final
+
+from common.errors import WardroundError
+from common.version import VERSION
+
+INTERNAL_ERROR: Final = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
+BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
+
+
+def _exit_codes() -> Mapping[int, str]:
+    codes: dict[int, list[str]] = {0: ["Success."]}
+    for error in _subclasses(WardroundError):
+        codes.setdefault(error.exit_code, []).append(" ".join((error.__doc__ or error.__name__).split()))
+    codes[INTERNAL_ERROR] = ["A defect of Wardround; the message names a file with the details."]
+    codes[INTERRUPTED] = ["Interrupted, by Ctrl-C or a request to stop."]
+    return MappingProxyType({code: " ".join(causes) for code, causes in sorted(codes.items())})
+
+
+def _subclasses(error: type[WardroundError]) -> Iterator[type[WardroundError]]:
+    for subclass in error.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+EXIT_CODES: Final[Mapping[int, str]] = _exit_codes()
+"""What each exit code of a command means."""
+
+
+def exit_codes_epilog() -> str:
+    """The exit codes as the end of a `--help` text (for `argparse.RawDescriptionHelpFormatter`)."""
+    return "exit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Runs a command and returns its exit code, whatever happens.
+
+    A `WardroundError` is printed and ends in its own code; Ctrl-C in 130; a reader of the output that went away in 141,
+    silently; anything else is a defect, whose traceback goes to a file in the system's temporary folder, and ends in
+    70. `SystemExit`, by which argparse ends, passes.
+    """
+    threading.excepthook = _thread_failed
+    try:
+        try:
+            code = main()
+            sys.stdout.flush()
+        except BaseExceptionGroup as group:  # of a task group; its first cause is what ended the others
+            raise next(_leaves(group)) from group
+    except WardroundError as error:
+        _say("error", str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("", "stopped")
+        return INTERRUPTED
+    except BrokenPipeError as error:
+        if _output_is_broken():
+            return BROKEN_PIPE
+        return _defect(error)
+    except Exception as error:
+        return _defect(error)
+    return code
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The exceptions in a group, those that say most to a user first."""
+    flat: list[BaseException] = []
+    groups: list[BaseExceptionGroup[BaseException]] = [group]
+    while groups:
+        for error in groups.pop().exceptions:
+            if isinstance(error, BaseExceptionGroup):
+                groups.append(error)
+            else:
+                flat.append(error)
+    return iter(sorted(flat, key=lambda error: not isinstance(error, WardroundError)))
+
+
+def _output_is_broken() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # The interpreter flushes once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _thread_failed(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is not None and not issubclass(arguments.exc_type, SystemExit):
+        _defect(arguments.exc_value)
+
+
+def _defect(error: BaseException) -> int:
+    summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    details = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", prefix="wardround-", suffix=".log", delete=False
+        ) as file:
+            file.write(f"Wardround {VERSION}, Python {sys.version}\n{' '.join(sys.argv)}\n\n{details}")
+        where = f"details in {file.name}"
+    except OSError as failure:
+        where = f"details could not be written ({failure})"
+    _say("internal error", f"{summary}; this is a defect of Wardround; {where}")
+    return INTERNAL_ERROR
+
+
+def _say(kind: str, message: str) -> None:
+    with suppress(OSError, ValueError):  # where nobody listens there is nobody to tell
+        if kind and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+            kind = f"\x1b[31m{kind}:\x1b[0m "
+        elif kind:
+            kind += ": "
+        print(kind + message, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""From a study to what runs in each round: a TFF learning process, its MapReduceForm, in-process TensorFlow graphs."""

@@ -1,0 +1,119 @@
+"""The study's network as `tff.learning.models.FunctionalModel`s: one that trains on patches, one that is evaluated.
+
+Batches are pairs (images, labels): images float32 (batch, spatial..., channel), labels uint8 (batch, spatial...) of class
+indices, where `IGNORED` marks voxels that are padding.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from common.metrics.losses import dice_cross_entropy, predicted_classes
+from common.models.network import Network
+from common.study import Study
+
+IGNORED = 255
+"""The label of voxels that lie outside the image (padding of validation tiles); they count in no metric."""
+
+
+def training_model(study: Study, network: Network) -> tff.learning.models.FunctionalModel:
+    """The model on patches of the study's size; its metrics are the mean loss of a batch and the patches seen."""
+
+    @tf.function
+    def initialize() -> collections.OrderedDict[str, tf.Tensor]:
+        return collections.OrderedDict(loss_sum=tf.constant(0.0), batches=tf.constant(0.0), patches=tf.constant(0, tf.int64))
+
+    @tf.function
+    def update(state: Any, labels: tf.Tensor, batch_output: Any, sample_weight: Any = None) -> Any:
+        del labels, sample_weight
+        return collections.OrderedDict(
+            loss_sum=state["loss_sum"] + batch_output.loss,
+            batches=state["batches"] + 1.0,
+            patches=state["patches"] + tf.cast(batch_output.num_examples, tf.int64),
+        )
+
+    @tf.function
+    def finalize(state: Any) -> collections.OrderedDict[str, tf.Tensor]:
+        return collections.OrderedDict(
+            loss=tf.math.divide_no_nan(state["loss_sum"], state["batches"]), patches=state["patches"]
+        )
+
+    return _functional_model(study, network, study.preprocessing.patch, (initialize, update, finalize))
+
+
+def evaluation_model(study: Study, network: Network) -> tff.learning.models.FunctionalModel:
+    """The model on images of any size; its metrics are true and false positives and false negatives of each class."""
+    classes = len(study.task.foreground)
+
+    @tf.function
+    def initialize() -> collections.OrderedDict[str, tf.Tensor]:
+        return collections.OrderedDict(
+            (name, tf.zeros([classes], tf.int64)) for name in ("true_positive", "false_positive", "false_negative")
+        )
+
+    @tf.function
+    def update(state: Any, labels: tf.Tensor, batch_output: Any, sample_weight: Any = None) -> Any:
+        del sample_weight
+        inside = tf.not_equal(labels, IGNORED)
+        predicted = predicted_classes(batch_output.predictions, head=study.model.head)
+        found = tf.one_hot(predicted - 1, classes, on_value=True, off_value=False) & inside[..., tf.newaxis]
+        truth = tf.one_hot(tf.cast(labels, tf.int32) - 1, classes, on_value=True, off_value=False)
+        axes = list(range(labels.shape.rank))
+
+        def count(mask: tf.Tensor) -> tf.Tensor:
+            return tf.reduce_sum(tf.cast(mask, tf.int64), axes)
+
+        return collections.OrderedDict(
+            true_positive=state["true_positive"] + count(found & truth),
+            false_positive=state["false_positive"] + count(found & ~truth),
+            false_negative=state["false_negative"] + count(~found & truth & inside[..., tf.newaxis]),
+        )
+
+    @tf.function
+    def finalize(state: Any) -> Any:
+        return site_dice(state)
+
+    spatial = [None] * study.task.dimensions
+    return _functional_model(study, network, spatial, (initialize, update, finalize))
+
+
+def site_dice(counts: Any) -> collections.OrderedDict[str, tf.Tensor]:
+    """Dice of each foreground class over one site's voxels, float32 (classes,), and whether the class occurred (0 or 1)."""
+    true_positive = tf.cast(counts["true_positive"], tf.float32)
+    volume = 2.0 * true_positive + tf.cast(counts["false_positive"] + counts["false_negative"], tf.float32)
+    return collections.OrderedDict(
+        dice=tf.math.divide_no_nan(2.0 * true_positive, volume), occurred=tf.cast(volume > 0, tf.float32)
+    )
+
+
+def _functional_model(
+    study: Study, network: Network, spatial: Any, metrics: tuple[Any, Any, Any]
+) -> tff.learning.models.FunctionalModel:
+    @tf.function
+    def predict(weights: Any, images: tf.Tensor, training: bool) -> tf.Tensor:
+        del training  # No layer behaves differently in training.
+        return network(weights[0], images)
+
+    def loss(output: tf.Tensor, label: tf.Tensor, sample_weight: Any = None) -> tf.Tensor:
+        del sample_weight
+        inside = tf.where(tf.equal(label, IGNORED), tf.zeros_like(label), label)
+        return dice_cross_entropy(output, inside, head=study.model.head)
+
+    # TFF reads shapes from these values and nothing else here: zeros without memory, whatever the model's size. Training
+    # starts from `Network.initial_weights`, made inside the graph.
+    shapes_only = tuple(np.broadcast_to(np.float32(0), spec.shape) for spec in network.specs)
+    return tff.learning.models.FunctionalModel(
+        initial_weights=(shapes_only, ()),
+        predict_on_batch_fn=predict,
+        loss_fn=loss,
+        metrics_fns=metrics,
+        input_spec=(
+            tf.TensorSpec([None, *spatial, study.task.channels], tf.float32),
+            tf.TensorSpec([None, *spatial], tf.uint8),
+        ),
+    )

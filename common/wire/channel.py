@@ -1,0 +1,137 @@
+"""How coordinator and sites reach each other: gRPC over TLS 1.3, with certificates on both sides.
+
+gRPC reads its list of cipher suites from the environment when it is imported, and never again, so this module sets it
+first. A process that imports gRPC (TensorFlow Federated does) before this module would accept TLS 1.2;
+`server_credentials` refuses to serve then.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import sys
+from typing import Final, NamedTuple
+
+from common.errors import IdentityError, NetworkError
+from common.security.certificates import Identity
+from common.wire.tensors import MAX_MESSAGE_BYTES
+
+# gRPC has no option for the version of TLS. This list governs TLS 1.2 alone, and its only suite needs an RSA
+# certificate: with the P-256 certificates of a study no TLS 1.2 handshake can succeed, and TLS 1.3, whose suites are
+# fixed, remains.
+_SUITES_VARIABLE: Final = "GRPC_SSL_CIPHER_SUITES"
+if "grpc" not in sys.modules:  # where it is loaded, setting the variable would do nothing but look right
+    os.environ.setdefault(_SUITES_VARIABLE, "ECDHE-RSA-AES256-GCM-SHA384")
+
+import grpc  # type: ignore[import-untyped]  # noqa: E402  (the variable above comes first)
+
+_COMMON_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    # A little above the largest payload, for the fields around it.
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES + 64 * 1024),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + 64 * 1024),
+    # A ping every 20 s, 10 s to answer: a VPN link that died without a word is noticed in about 30 s.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    *_COMMON_OPTIONS,
+    # The proxy of a hospital's browsers neither speaks gRPC nor may it see the traffic.
+    ("grpc.enable_http_proxy", 0),
+    # A coordinator that restarts is found again within seconds; gRPC would wait up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 10_000),
+)
+"""Options of every channel that a site opens."""
+
+SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    *_COMMON_OPTIONS,
+    # Below the sites' 20 s: a server hangs up on clients that ping more often than this.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # Else two coordinators would share a port, and each would get half of the sites.
+    ("grpc.so_reuseport", 0),
+)
+"""Options of the coordinator's server."""
+
+
+class Address(NamedTuple):
+    """Where the coordinator listens or is reached; ``str()`` of it is what gRPC takes. IPv6 hosts have no brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Host and port of ``host:port`` (a DNS name or IPv4 address) or ``[IPv6]:port``.
+
+    Port 0, a port that the system chooses, is for servers only. Raises NetworkError for anything else.
+    """
+    match = re.fullmatch(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]:/@\s]+)):(?P<port>[0-9]{1,5})", text, re.ASCII)
+    if match is None or int(match["port"]) > 65535 or not _is_host(match["six"], match["host"]):
+        raise NetworkError(
+            f"address {text!r}: expected host:port, such as coordinator.example.org:8443 or [2001:db8::1]:8443; "
+            "correct it"
+        )
+    return Address(match["six"] or match["host"], int(match["port"]))
+
+
+def server_credentials(identity: Identity) -> grpc.ServerCredentials:
+    """Credentials of the coordinator's server: only clients with a certificate of the study's authority get in.
+
+    Raises
+    ------
+    IdentityError
+        The identity is a site's.
+    RuntimeError
+        gRPC was imported before this module, so that TLS 1.2 could not be turned off.
+    """
+    if identity.role != "coordinator":
+        raise IdentityError(
+            f"identity {identity.name!r}: expected the coordinator's, found a {identity.role}'s; give the folder of "
+            "the coordinator's identity"
+        )
+    if _SUITES_VARIABLE not in os.environ:
+        raise RuntimeError(
+            "grpc was imported before common.wire.channel, so this process would accept TLS 1.2; import "
+            f"common.wire.channel first, or set {_SUITES_VARIABLE} before Python starts"
+        )
+    return grpc.ssl_server_credentials(
+        [(identity.key, identity.certificate)], root_certificates=identity.authority, require_client_auth=True
+    )
+
+
+def channel_credentials(identity: Identity) -> grpc.ChannelCredentials:
+    """Credentials of a site's channel: it proves who it is, and speaks only to a coordinator of its study's authority.
+
+    Raises IdentityError where the identity is not a site's: the coordinator would refuse it in the handshake.
+    """
+    if identity.role != "site":
+        raise IdentityError(
+            f"identity {identity.name!r}: expected a site's, found a {identity.role}'s; give the folder of the site's "
+            "identity"
+        )
+    return grpc.ssl_channel_credentials(
+        root_certificates=identity.authority, private_key=identity.key, certificate_chain=identity.certificate
+    )
+
+
+def _is_host(six: str | None, host: str | None) -> bool:
+    try:
+        address = ipaddress.ip_address(six or host or "")
+    except ValueError:
+        if six is not None or host is None:
+            return False
+        labels = host.removesuffix(".").split(".")
+        # A name of digits and dots alone that is no address is a mistyped address.
+        return (
+            len(host) <= 253
+            and not labels[-1].isdecimal()
+            and all(re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", label) for label in labels)
+        )
+    return address.version == (4 if six is None else 6)

@@ -1,0 +1,181 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class TaskKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TASK_KIND_UNSPECIFIED: _ClassVar[TaskKind]
+    TRAIN: _ClassVar[TaskKind]
+    EVALUATE: _ClassVar[TaskKind]
+TASK_KIND_UNSPECIFIED: TaskKind
+TRAIN: TaskKind
+EVALUATE: TaskKind
+
+class Envelope(_message.Message):
+    __slots__ = ("study", "plan_digest", "site")
+    STUDY_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    study: str
+    plan_digest: bytes
+    site: str
+    def __init__(self, study: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., site: _Optional[str] = ...) -> None: ...
+
+class TaskName(_message.Message):
+    __slots__ = ("kind", "round", "attempt")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    kind: TaskKind
+    round: int
+    attempt: int
+    def __init__(self, kind: _Optional[_Union[TaskKind, str]] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class Blob(_message.Message):
+    __slots__ = ("sha256", "size")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    size: int
+    def __init__(self, sha256: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Task(_message.Message):
+    __slots__ = ("name", "broadcast", "scalars")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BROADCAST_FIELD_NUMBER: _ClassVar[int]
+    SCALARS_FIELD_NUMBER: _ClassVar[int]
+    name: TaskName
+    broadcast: Blob
+    scalars: bytes
+    def __init__(self, name: _Optional[_Union[TaskName, _Mapping]] = ..., broadcast: _Optional[_Union[Blob, _Mapping]] = ..., scalars: _Optional[bytes] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("version", "training_cases", "validation_cases")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_CASES_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_CASES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    training_cases: int
+    validation_cases: int
+    def __init__(self, version: _Optional[str] = ..., training_cases: _Optional[int] = ..., validation_cases: _Optional[int] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("task", "stage", "batch", "batches")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    task: TaskName
+    stage: str
+    batch: int
+    batches: int
+    def __init__(self, task: _Optional[_Union[TaskName, _Mapping]] = ..., stage: _Optional[str] = ..., batch: _Optional[int] = ..., batches: _Optional[int] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("task", "reason")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    task: TaskName
+    reason: str
+    def __init__(self, task: _Optional[_Union[TaskName, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SiteMessage(_message.Message):
+    __slots__ = ("envelope", "hello", "progress", "failure")
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    envelope: Envelope
+    hello: Hello
+    progress: Progress
+    failure: Failure
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("version", "rounds")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    rounds: int
+    def __init__(self, version: _Optional[str] = ..., rounds: _Optional[int] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class CoordinatorMessage(_message.Message):
+    __slots__ = ("envelope", "welcome", "task", "finished")
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    envelope: Envelope
+    welcome: Welcome
+    task: Task
+    finished: Finished
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+
+class DownloadRequest(_message.Message):
+    __slots__ = ("envelope", "task", "sha256")
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    envelope: Envelope
+    task: TaskName
+    sha256: bytes
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class UploadHeader(_message.Message):
+    __slots__ = ("envelope", "task", "blob", "timing")
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    envelope: Envelope
+    task: TaskName
+    blob: Blob
+    timing: Timing
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("download", "work", "cases")
+    DOWNLOAD_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    CASES_FIELD_NUMBER: _ClassVar[int]
+    download: float
+    work: float
+    cases: int
+    def __init__(self, download: _Optional[float] = ..., work: _Optional[float] = ..., cases: _Optional[int] = ...) -> None: ...
+
+class UploadMessage(_message.Message):
+    __slots__ = ("header", "data", "blob")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    data: bytes
+    blob: Blob
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
+
+class UploadReceipt(_message.Message):
+    __slots__ = ("envelope", "task", "accepted", "reason")
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    envelope: Envelope
+    task: TaskName
+    accepted: bool
+    reason: str
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., accepted: bool = ..., reason: _Optional[str] = ...) -> None: ...

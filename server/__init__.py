@@ -1,0 +1,1 @@
+"""The coordinator: rounds, gRPC service, holdout evaluation, publishing, simulation, the `wardround` command."""

@@ -1,0 +1,360 @@
+"""The coordinator of one study: compiles it, listens, runs the program, publishes; and the same steps for finished runs."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import csv
+import json
+import logging
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import DataError, RunFolderError, UsageError, WardroundError
+from common.learning.runtime import configure_tensorflow
+from common.security.certificates import load_identity
+from common.study import Study
+from common.wire.channel import parse_address
+from common.wire.tensors import Array, TensorSpec
+from server.run_folder import RunFolder, write_atomically
+
+_log = logging.getLogger("wardround.coordinator")
+_STOPPED = 143
+
+
+def run(study: Study, run: RunFolder, *, listen: str, identity: Path, holdout: Path | None) -> int:
+    """Coordinate the study to its end, from where the run folder stands. Returns the exit code.
+
+    Raises
+    ------
+    WardroundError : each kind with its own exit code; `status.json` then holds the message too.
+    """
+    run.prepare(study)
+    with run.locked():
+        return asyncio.run(_run(study, run, listen=listen, identity=identity, holdout=holdout))
+
+
+async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, holdout: Path | None) -> int:
+    from server.service import bind
+    from server.status_writer import StatusWriter
+
+    status = StatusWriter(run, study)
+    writing = asyncio.create_task(status.run())
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+    assert main is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, main.cancel)
+    server = None
+    try:
+        server, port = bind(parse_address(listen), load_identity(identity))
+        status.set(address=f"{parse_address(listen).host}:{port}")
+        status.write()
+        _log.info("listening on %s port %d", parse_address(listen).host, port)
+        return await _coordinate(study, run, server, status, holdout)
+    except asyncio.CancelledError:
+        status.set(state="stopped", notice="the coordinator was stopped; start it again with the same command to go on")
+        _log.info("stopped")
+        return _STOPPED
+    except WardroundError as error:
+        status.set(state="failed", error=str(error))
+        raise
+    except BaseException as error:
+        status.set(state="failed", error=f"internal error ({type(error).__name__})")
+        raise
+    finally:
+        writing.cancel()
+        if server is not None:
+            await server.stop(grace=0.2)
+        status.write()
+
+
+async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, holdout: Path | None) -> int:
+    started = time.monotonic()
+    evaluated = await asyncio.to_thread(_open_holdout, study, holdout)
+
+    def load() -> Any:
+        configure_tensorflow(study.training.threads)
+        from common.learning.plan import build_plan
+
+        return build_plan(study)
+
+    plan = await asyncio.to_thread(load)
+    _log.info("plan %s compiled in %.1f s", plan.digest.hex()[:16], time.monotonic() - started)
+
+    import tensorflow_federated as tff
+
+    from server.data_source import SiteDataSource
+    from server.federation import Federation
+    from server.journal import Journal
+    from server.program import Learning, Releases, run_study
+    from server.service import start
+    from server.state import FileStateManager, ModelReleaseManager
+
+    journal = Journal(run.journal)
+    ledger = SiteLedger(run.sites)
+    federation = Federation(plan, run.updates, journal, changed=status.changed, round_closed=ledger.record)
+    status.federation = federation
+    for leftover in run.updates.iterdir():
+        leftover.unlink()  # of a round that was not finished; its sites send the same bits again
+    await start(server, federation)
+    status.set(state="waiting for sites")
+
+    models = ModelReleaseManager(run.models)
+    learning = Learning(plan.train.process, plan.evaluate.process if plan.evaluate is not None else None)
+    sites = study.cohort.sites
+
+    def best_changed(best_round: int, score: float | None) -> None:
+        models.keep_only([best_round, study.training.rounds])
+        status.set(best={"round": best_round, "validation_dice": score} if score is not None else None)
+
+    releases = Releases(
+        metrics=[
+            tff.program.CSVFileReleaseManager(run.rounds, key_fieldname="round"),
+            tff.program.TensorBoardReleaseManager(run.tensorboard),
+            _LastRow(status, run, evaluated),
+        ],
+        model=models,
+        best_changed=best_changed,
+    )
+
+    with tff.framework.get_context_stack().install(tff.program.NativeFederatedContext(federation)):
+        outcome = await run_study(
+            learning,
+            training_data=SiteDataSource(sites, plan.train.process.next.type_signature.parameter[1]),
+            validation_data=SiteDataSource(sites, plan.evaluate.process.next.type_signature.parameter[1])
+            if plan.evaluate is not None
+            else None,
+            rounds=study.training.rounds,
+            classes=study.task.foreground,
+            states=FileStateManager(run.state),
+            releases=releases,
+            evaluate_holdout=evaluated.scalars if evaluated is not None else None,
+            annotate=ledger.summary,
+        )
+    journal.note("trained", rounds=outcome.rounds, best_round=outcome.best_round)
+    federation.finish(f"study {study.name} is complete after {outcome.rounds} rounds")
+    await federation.drained()
+    status.set(state="publishing")
+    report = await asyncio.to_thread(
+        _report, study, run, outcome.best_round, outcome.best_score, evaluated.holdout if evaluated else None, started
+    )
+    journal.note("published", version=report["publication"]["version"])
+    journal.close()
+    status.set(state="finished", published=report["publication"]["folder"])
+    _log.info("finished: best round %d, published %s", outcome.best_round, report["publication"]["folder"])
+    return 0
+
+
+class _Evaluated:
+    """The holdout and the network's forward pass over it, traced once."""
+
+    def __init__(self, study: Study, holdout: Any) -> None:
+        self._study = study
+        self.holdout = holdout
+        self.latest: Any = None
+
+    async def scalars(self, weights: Sequence[Array]) -> Mapping[str, Any]:
+        """The holdout's metrics of these weights."""
+        self.latest = await asyncio.to_thread(evaluate_weights, self._study, self.holdout, weights)
+        scalars: Mapping[str, Any] = self.latest.scalars()
+        return scalars
+
+
+def evaluate_weights(study: Study, holdout: Any, weights: Sequence[Array]) -> Any:
+    """The holdout result of these weights, in TensorFlow, on all cores."""
+    import os
+
+    from common.models import build_network
+    from server.evaluation import predictor
+
+    predict = predictor(study, build_network(study), weights)
+    return holdout.evaluate(predict, tile=study.publishing.tile, threads=os.cpu_count() or 1)
+
+
+def _open_holdout(study: Study, folder: Path | None) -> _Evaluated | None:
+    from server.evaluation import Holdout
+
+    if folder is None or not study.evaluation.holdout:
+        return None
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the coordinator's own labelled images with --holdout, or leave it out")
+    return _Evaluated(study, Holdout(study, folder))
+
+
+class _LastRow:
+    """A release manager that tells status of the newest row and writes the holdout's cases to a CSV."""
+
+    def __init__(self, status: Any, run: RunFolder, evaluated: _Evaluated | None) -> None:
+        self._status = status
+        self._run = run
+        self._evaluated = evaluated
+
+    async def release(self, value: Any, key: int) -> None:
+        """Takes one round's metrics."""
+        holdout = value.get("holdout", {})
+        last = {
+            "round": key,
+            "train_loss": float(value["train"]["loss"]),
+            "validation_dice": value.get("validation", {}).get("dice"),
+            "holdout_dice": holdout.get("dice"),
+            "seconds": value.get("seconds"),
+        }
+        _log.info("round %d: %s", key, json.dumps(last))
+        self._status.set(last=last)
+        if self._evaluated is not None and self._evaluated.latest is not None:
+            append_csv(
+                self._run.holdout,
+                [collections.OrderedDict(round=key, **dict(row)) for row in self._evaluated.latest.rows()],
+                key,
+            )
+
+
+class SiteLedger:
+    """`sites.csv`, a row a round and site, and what `rounds.csv` says of the cohort."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._summaries: dict[int, Mapping[str, Any]] = {}
+
+    def record(self, call: Any) -> None:
+        """A closed round."""
+        round_ = call.round
+        seconds = time.monotonic() - call.started
+        if round_.kind.value == "train":
+            self._summaries[round_.number] = collections.OrderedDict(
+                sites=len(round_.included), attempt=round_.attempt, seconds=round(seconds, 3)
+            )
+        rows = [
+            collections.OrderedDict(
+                round=round_.number,
+                kind=round_.kind.value,
+                site=site,
+                attempt=round_.attempt,
+                outcome="included" if answer.update is not None else ("failed" if answer.reason else "missing"),
+                reason=answer.reason,
+                cases=answer.cases,
+                bytes_down=call.bytes_down.get(site, 0),
+                bytes_up=answer.update.size if answer.update is not None else 0,
+                seconds_download=round(answer.seconds_download, 3),
+                seconds_work=round(answer.seconds_work, 3),
+                seconds_upload=round(answer.seconds_upload, 3),
+                seconds_round=round(seconds, 3),
+            )
+            for site, answer in round_.answers.items()
+        ]
+        append_csv(self._path, rows)
+
+    def summary(self, number: int) -> Mapping[str, Any]:
+        """The first columns of the round's row in `rounds.csv`."""
+        return self._summaries.get(number, {})
+
+
+def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], drop_from_round: int | None = None) -> None:
+    """Appends rows of equal columns; first drops rows of `drop_from_round` and later, left by a run that was cut off."""
+    existing: list[dict[str, Any]] = []
+    if path.exists() and drop_from_round is not None:
+        with path.open(newline="") as file:
+            existing = list(csv.DictReader(file))
+        kept = [row for row in existing if int(row["round"]) < drop_from_round]
+        if len(kept) != len(existing):
+            path.unlink()
+            append_csv(path, kept)
+    if not rows:
+        return
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def _report(
+    study: Study, run: RunFolder, best_round: int, score: float | None, holdout: Any, started: float | None
+) -> dict[str, Any]:
+    """Evaluates and publishes one round's weights, and writes `report.json`."""
+    from server.publishing import publish as publish_files
+
+    weights = _weights(study, run, best_round)
+    result = evaluate_weights(study, holdout, weights) if holdout is not None else None
+    details = {"round": best_round, "rounds": study.training.rounds, "validation_dice": score}
+    version = _next_version(run.published)
+    publication = publish_files(study, weights, holdout, run.published / version, details=details, progress=_log.info)
+    report = {
+        "study": study.name,
+        "rounds": study.training.rounds,
+        "best_round": best_round,
+        "validation_dice": score,
+        "holdout": _finite(result.scalars()) if result is not None else None,
+        "publication": {**publication, "version": version, "folder": str(run.published / version)},
+        "seconds": round(time.monotonic() - started, 1) if started is not None else None,
+    }
+    write_atomically(run.report, json.dumps(_finite(report), indent=1))
+    return report
+
+
+def _weights(study: Study, run: RunFolder, round_number: int) -> list[Array]:
+    from common.models import build_network
+    from server.state import load_weights
+
+    specs = [TensorSpec("float32", spec.shape) for spec in build_network(study).specs]
+    return load_weights(run.models, round_number, specs)
+
+
+def _next_version(folder: Path) -> str:
+    numbers = [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
+    return f"v{max(numbers, default=0) + 1}"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a figure that does not exist is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return value
+
+
+def _chosen_round(study: Study, run: RunFolder, round_number: int | None) -> tuple[int, float | None]:
+    """The round asked for, or the best one that status knows, or the last kept."""
+    if round_number is not None:
+        return round_number, None
+    best = run.read_status().get("best")
+    if best:
+        return int(best["round"]), best["validation_dice"]
+    kept = sorted(int(path.stem) for path in run.models.glob("*.tensors") if path.stem.isdigit())
+    if not kept:
+        raise RunFolderError(f"{run.path}: no round's model was kept yet; wait for the end of a round")
+    return kept[-1], None
+
+
+def evaluate(run: RunFolder, holdout: Path, round_number: int | None) -> dict[str, Any]:
+    """Holdout metrics of a kept round of this run: {"round", "holdout"}."""
+    study = run.read_study()
+    chosen, score = _chosen_round(study, run, round_number)
+    opened = _required_holdout(study, holdout)
+    configure_tensorflow(study.training.threads)
+    result = evaluate_weights(study, opened.holdout, _weights(study, run, chosen))
+    return {"round": chosen, "validation_dice": score, "holdout": _finite(result.scalars())}
+
+
+def publish(run: RunFolder, holdout: Path | None, round_number: int | None) -> dict[str, Any]:
+    """Publishes a kept round of this run as a new version; returns the report."""
+    study = run.read_study()
+    chosen, score = _chosen_round(study, run, round_number)
+    opened = _open_holdout(study, holdout)
+    configure_tensorflow(study.training.threads)
+    return _report(study, run, chosen, score, opened.holdout if opened is not None else None, None)
+
+
+def _required_holdout(study: Study, folder: Path) -> _Evaluated:
+    opened = _open_holdout(study, folder)
+    if opened is None:
+        raise UsageError("evaluation.holdout is false in this study; there is nothing to evaluate on")
+    return opened

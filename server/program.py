@@ -1,0 +1,128 @@
+"""The training program: the loop over rounds, written against `tff.program` alone, so that it runs on any TFF platform.
+
+Wardround runs it on `server.federation`; the tests run the same loop on TFF's native runtime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow_federated as tff
+
+Metrics = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a study ended: the rounds done, and the round whose model the sites' validation chose."""
+
+    rounds: int
+    best_round: int
+    best_score: float | None
+
+
+@dataclass(frozen=True)
+class Learning:
+    """The study's processes: training, and evaluation at the sites or None where they keep no validation cases."""
+
+    train: tff.learning.templates.LearningProcess
+    evaluate: tff.learning.templates.LearningProcess | None
+
+
+@dataclass(frozen=True)
+class Releases:
+    """Where results go: metrics to every manager of `metrics`, weights worth keeping to `model`."""
+
+    metrics: Sequence[tff.program.ReleaseManager]
+    model: tff.program.ReleaseManager
+    best_changed: Callable[[int, float | None], None] = lambda best_round, score: None
+
+
+async def run_study(
+    learning: Learning,
+    *,
+    training_data: tff.program.FederatedDataSource,
+    validation_data: tff.program.FederatedDataSource | None,
+    rounds: int,
+    classes: Sequence[str],
+    states: tff.program.ProgramStateManager,
+    releases: Releases,
+    evaluate_holdout: Callable[[Any], Awaitable[Metrics]] | None = None,
+    annotate: Callable[[int], Metrics] = lambda number: {},
+) -> Outcome:
+    """Train from the last saved state, or from the beginning, to the last round.
+
+    Parameters
+    ----------
+    learning : the compiled processes.
+    training_data, validation_data : what the sites train on and are evaluated on, a selection a round.
+    rounds : the number of the last round.
+    classes : names of the foreground classes, for the metrics.
+    states : where the state to go on from is saved after every round.
+    releases : where metrics and weights go.
+    evaluate_holdout : maps the weights to the coordinator's own metrics.
+    annotate : what the platform knows of a round (sites, seconds), put before its metrics.
+    """
+    tff.program.check_in_federated_context()
+    initial = await tff.program.materialize_value(learning.train.initialize())
+    beginning = collections.OrderedDict(
+        state=initial,
+        training_data=training_data.iterator(),
+        validation_data=validation_data.iterator() if validation_data is not None else np.int32(0),
+        best_round=np.int32(0),
+        best_score=np.float32(-1.0),
+    )
+    saved, done = await states.load_latest(beginning)
+    program = beginning if saved is None else saved
+    for number in range(done + 1, rounds + 1):
+        data = program["training_data"].select()
+        state, metrics = await tff.program.materialize_value(learning.train.next(program["state"], data))
+        weights = await tff.program.materialize_value(learning.train.get_model_weights(state))
+        validation, holdout = await asyncio.gather(
+            _evaluate(learning.evaluate, weights, program["validation_data"], classes),
+            evaluate_holdout(weights.trainable) if evaluate_holdout is not None else _nothing(),
+        )
+        score = validation.get("dice")
+        better = score is None or score > program["best_score"]
+        program["state"] = state
+        if better:
+            program["best_round"] = np.int32(number)
+            program["best_score"] = np.float32(-1.0 if score is None else score)
+        if (better and score is not None) or number == rounds:
+            await releases.model.release(weights.trainable, number)
+        row = collections.OrderedDict(annotate(number), train=metrics["client_work"]["train"])
+        if validation:
+            row["validation"] = validation
+        if holdout:
+            row["holdout"] = holdout
+        await asyncio.gather(*(manager.release(row, number) for manager in releases.metrics))
+        await states.save(program, number)
+        releases.best_changed(int(program["best_round"]), score and float(program["best_score"]))
+    best_score = float(program["best_score"])
+    return Outcome(rounds, int(program["best_round"]), best_score if best_score >= 0 else None)
+
+
+async def _evaluate(
+    process: tff.learning.templates.LearningProcess | None, weights: Any, data: Any, classes: Sequence[str]
+) -> Metrics:
+    """The sites' validation of these weights: Dice over classes and of each; every site counts the same."""
+    if process is None:
+        return {}
+    state = process.set_model_weights(process.initialize(), weights)
+    _, metrics = await tff.program.materialize_value(process.next(state, data.select()))
+    found = metrics["client_work"]["eval"]["current_round_metrics"]
+    dice = np.atleast_1d(found["dice"])
+    return collections.OrderedDict(
+        dice=float(np.mean(dice)),
+        sites=int(found["sites"]),
+        **{"class": collections.OrderedDict((name, float(value)) for name, value in zip(classes, dice, strict=True))},
+    )
+
+
+async def _nothing() -> Metrics:
+    return {}

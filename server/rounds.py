@@ -1,0 +1,137 @@
+"""The state of one round as a pure machine: who was asked, who answered, when it closes. No clock, no network, no files.
+
+A round asks its cohort for one thing, a trained update or an evaluation. It closes when every site of the cohort answered,
+or at its deadline if the quorum is met; below the quorum it begins another attempt, which keeps what was received. An
+update that was received is included, always: that is what makes the result a function of the cohort alone.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from common.wire.tensors import Stored
+
+
+class Kind(enum.Enum):
+    """What a round asks for."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Stage(enum.Enum):
+    """Where a site is within a round, in the words that status shows."""
+
+    WAITING = "waiting"  # it has no connection
+    ASSIGNED = "assigned"
+    DOWNLOAD = "download"
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+    UPLOAD = "upload"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass
+class Answer:
+    """One site's part in a round."""
+
+    stage: Stage = Stage.WAITING
+    batch: int = 0
+    batches: int = 0
+    reason: str = ""
+    update: Stored | None = None
+    cases: int = 0
+    seconds_download: float = 0.0
+    seconds_work: float = 0.0
+    seconds_upload: float = 0.0
+
+
+@dataclass
+class Round:
+    """One call of the cohort.
+
+    Parameters
+    ----------
+    kind, number : what is asked and in which round, from 1.
+    sites : the cohort, in name order.
+    quorum : how many answers are enough at the deadline.
+    """
+
+    kind: Kind
+    number: int
+    sites: Sequence[str]
+    quorum: int
+    attempt: int = 1
+    closed: bool = False
+    answers: dict[str, Answer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sites = sorted(self.sites)
+        self.answers = {site: Answer() for site in self.sites}
+
+    @property
+    def included(self) -> list[str]:
+        """The sites whose updates are in, in name order, the order in which they are summed."""
+        return [site for site in self.sites if self.answers[site].update is not None]
+
+    @property
+    def missing(self) -> list[str]:
+        """The sites that have sent nothing."""
+        return [site for site in self.sites if self.answers[site].update is None]
+
+    @property
+    def complete(self) -> bool:
+        """Every site answered, with an update or a failure, and the quorum is met."""
+        answered = all(answer.stage in (Stage.DONE, Stage.FAILED) for answer in self.answers.values())
+        return answered and len(self.included) >= self.quorum
+
+    def wants(self, site: str) -> bool:
+        """Whether the site still has this round's work to do."""
+        return not self.closed and site in self.answers and self.answers[site].update is None
+
+    def connected(self, site: str) -> None:
+        """The site is there and was given its task (again, if it had failed or gone)."""
+        if self.wants(site):
+            self.answers[site] = Answer(stage=Stage.ASSIGNED)
+
+    def disconnected(self, site: str) -> None:
+        """The site's stream broke; what it was doing is not known until it is back."""
+        if self.wants(site) and self.answers[site].stage is not Stage.FAILED:
+            self.answers[site] = Answer(stage=Stage.WAITING)
+
+    def progressed(self, site: str, stage: Stage, batch: int, batches: int) -> None:
+        """The site is at `batch` of `batches` of a stage."""
+        if self.wants(site):
+            answer = self.answers[site]
+            answer.stage, answer.batch, answer.batches = stage, batch, batches
+
+    def failed(self, site: str, reason: str) -> None:
+        """The site cannot do this round's work, and says why."""
+        if self.wants(site):
+            self.answers[site].stage, self.answers[site].reason = Stage.FAILED, reason
+
+    def received(self, site: str, update: Stored, *, cases: int = 0, download: float = 0.0, work: float = 0.0,
+                 upload: float = 0.0) -> None:
+        """The site's update is on disk."""
+        if self.wants(site):
+            answer = self.answers[site]
+            answer.stage, answer.update, answer.cases = Stage.DONE, update, cases
+            answer.seconds_download, answer.seconds_work, answer.seconds_upload = download, work, upload
+
+    def close(self) -> None:
+        """No more updates; `included` is final."""
+        self.closed = True
+
+    def deadline(self) -> bool:
+        """The deadline passed: closes with the quorum and returns True, or begins another attempt and returns False."""
+        if len(self.included) >= self.quorum:
+            self.close()
+            return True
+        self.attempt += 1
+        for site in self.missing:
+            if self.answers[site].stage is Stage.FAILED:
+                self.answers[site] = Answer()
+        return False

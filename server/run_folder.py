@@ -1,0 +1,137 @@
+"""The run folder: where everything that a study's coordinator writes lies, and the lock that keeps a second one out."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import RunFolderError, StudyError
+from common.study import Study, load_study
+
+STATUS_FORMAT = 1
+
+
+class RunFolder:
+    """Paths within a run folder; see the README for what each file holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.study = path / "study.yaml"
+        self.rounds = path / "rounds.csv"
+        self.sites = path / "sites.csv"
+        self.holdout = path / "holdout.csv"
+        self.journal = path / "journal.sqlite"
+        self.state = path / "state"
+        self.models = path / "models"
+        self.updates = path / "updates"
+        self.tensorboard = path / "tensorboard"
+        self.published = path / "published"
+        self.report = path / "report.json"
+        self.status = path / "status.json"
+        self.identity = path / "identity"
+        self.log = path / "coordinator.log"
+
+    def prepare(self, study: Study) -> None:
+        """Make the folder for this study, or check that it is of this study and may be continued.
+
+        Raises
+        ------
+        RunFolderError : the folder cannot be written, or holds a run of another study.
+        """
+        try:
+            for folder in (self.path, self.state, self.models, self.updates, self.tensorboard, self.published):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --run"
+            ) from error
+        if self.study.exists():
+            try:
+                existing = load_study(self.study)
+            except StudyError as error:
+                raise RunFolderError(f"{self.study}: not a study that this version reads ({error})") from error
+            if existing != study:
+                raise RunFolderError(
+                    f"{self.path}: holds a run of a study that differs from the one given; choose another --run, "
+                    f"or start it with {self.study}"
+                )
+        else:
+            write_atomically(self.study, study.to_yaml())
+
+    def read_study(self) -> Study:
+        """The study of this run. Raises RunFolderError where this is no run folder."""
+        if not self.study.exists():
+            raise RunFolderError(f"{self.path}: no run here (no study.yaml); give the folder of a run with --run")
+        return load_study(self.study)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run. Raises RunFolderError where another process coordinates it."""
+        with (self.path / "coordinator.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunFolderError(
+                    f"{self.path}: another coordinator runs this study; stop it first, or watch it with "
+                    f"`wardround status --run {self.path}`"
+                ) from None
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a coordinator is running here."""
+        try:
+            with (self.path / "coordinator.lock").open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Replace `status.json`."""
+        write_atomically(self.status, json.dumps({"format": STATUS_FORMAT, **status}, indent=1), durable=False)
+
+    def read_status(self) -> dict[str, Any]:
+        """What the coordinator last said of itself, and `running`: whether it is alive now.
+
+        Raises
+        ------
+        RunFolderError : there is no run here, or the status cannot be read.
+        """
+        if not self.study.exists() and not self.status.exists():
+            raise RunFolderError(f"{self.path}: no run here (no study.yaml); give the folder of a run with --run")
+        try:
+            status: dict[str, Any] = json.loads(self.status.read_text())
+        except FileNotFoundError:
+            status = {"format": STATUS_FORMAT, "state": "starting", "sites": {}}
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.status}: cannot be read ({error}); is the coordinator still writing?") from error
+        status["running"] = self.is_locked()
+        return status
+
+
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace the file: readers see the old text or the new one; durable also after a power cut if asked.
+
+    Raises
+    ------
+    RunFolderError : the file cannot be written.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be written ({error.strerror}); check its folder and free space") from error

@@ -1,0 +1,232 @@
+"""The gRPC service: turns what sites send into calls on the `Federation`, and checks who speaks, for whom, by which plan."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+
+from common.errors import NetworkError, RunFolderError, WardroundError, WireError
+from common.security.certificates import Identity, peer_name
+from common.version import VERSION
+from common.wire import federation_pb2 as pb
+from common.wire import federation_pb2_grpc as rpc
+from common.wire.channel import SERVER_OPTIONS, Address, server_credentials
+from common.wire.tensors import BlobWriter, Stored, encode_chunks, read_tensors
+from server.federation import Call, Connection, Federation
+from server.rounds import Kind, Stage
+
+_KINDS = {Kind.TRAIN: pb.TRAIN, Kind.EVALUATE: pb.EVALUATE}
+
+
+class FederationService(rpc.FederationServicer):  # type: ignore[misc]
+    """One study's service. Every refusal has a gRPC status and a sentence that the site shows its operator."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._study = federation.study.name
+        self._digest = federation.plan.digest
+
+    # --- the three calls --------------------------------------------------------------------------------------------
+
+    async def Attend(  # noqa: N802
+        self, requests: AsyncIterator[pb.SiteMessage], context: Any
+    ) -> AsyncIterator[pb.CoordinatorMessage]:
+        """Holds a site's control stream for as long as it lasts."""
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return
+        await self._check(first.envelope, context)
+        if first.WhichOneof("body") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected hello as the first message")
+        connection = Connection(
+            first.envelope.site,
+            context.peer(),
+            training_cases=first.hello.training_cases,
+            validation_cases=first.hello.validation_cases,
+        )
+        welcome = pb.Welcome(version=VERSION, rounds=self._federation.study.training.rounds)
+        yield self._message(connection.site, welcome=welcome)
+        reading = asyncio.create_task(self._listen(requests, connection, context))
+        self._federation.connect(connection)
+        try:
+            while True:
+                item = await connection.outbox.get()
+                if item is None:  # the site's own newer stream took over, or this one broke
+                    return
+                if isinstance(item, str):
+                    yield self._message(connection.site, finished=pb.Finished(reason=item))
+                elif item is self._federation.call:
+                    yield self._message(connection.site, task=_task(item))
+        finally:
+            reading.cancel()
+            self._federation.disconnect(connection)
+
+    async def _listen(self, requests: AsyncIterator[pb.SiteMessage], connection: Connection, context: Any) -> None:
+        try:
+            async for message in requests:
+                await self._check(message.envelope, context)
+                body = message.WhichOneof("body")
+                if body == "progress" and self._is_current(message.progress.task):
+                    progress = message.progress
+                    self._federation.progressed(
+                        connection.site, _stage(progress.stage), progress.batch, progress.batches
+                    )
+                elif body == "failure" and self._is_current(message.failure.task):
+                    self._federation.failed(connection.site, message.failure.reason[:300])
+        finally:
+            connection.outbox.put_nowait(None)
+
+    async def Download(self, request: pb.DownloadRequest, context: Any) -> AsyncIterator[pb.Chunk]:  # noqa: N802
+        """Streams the broadcast of the round under way."""
+        await self._check(request.envelope, context)
+        call = self._federation.call
+        if call is None or request.sha256 != call.broadcast.digest:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "this broadcast belongs to no round under way; wait for a task")
+        assert call is not None
+        for chunk in encode_chunks(call.broadcast.tensors):
+            call.bytes_down[request.envelope.site] = call.bytes_down.get(request.envelope.site, 0) + len(chunk)
+            yield pb.Chunk(data=bytes(chunk))
+
+    async def Upload(self, requests: AsyncIterator[pb.UploadMessage], context: Any) -> pb.UploadReceipt:  # noqa: N802
+        """Takes an update; answers when it is on disk, verified, and journaled."""
+        started = time.monotonic()
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("body") != "header":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected the update's header as the first message")
+        assert first is not None
+        header = first.header
+        await self._check(header.envelope, context)
+        site, call = header.envelope.site, self._federation.call
+        refusal = self._refusal(header, site, call)
+        if refusal is not None or call is None:
+            return self._receipt(header, refusal or "")
+        try:
+            stored = await self._store(requests, call, site)
+        except WireError as error:
+            return self._receipt(header, str(error))
+        except RunFolderError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            raise
+        if self._federation.call is not call or not call.round.wants(site):
+            return self._receipt(header, "the round closed before the update arrived")
+        self._federation.received(
+            call,
+            site,
+            stored,
+            cases=header.timing.cases,
+            download=header.timing.download,
+            work=header.timing.work,
+            upload=time.monotonic() - started,
+        )
+        return self._receipt(header, None)
+
+    async def _store(self, requests: AsyncIterator[pb.UploadMessage], call: Call, site: str) -> Stored:
+        path = self._federation.update_path(call, site)
+        with BlobWriter(path, limit=call.update_size) as writer:
+            async for message in requests:
+                if message.WhichOneof("body") == "data":
+                    await asyncio.to_thread(writer.write, message.data)
+                    continue
+                stored = await asyncio.to_thread(writer.commit, message.blob.sha256, message.blob.size)
+                await asyncio.to_thread(read_tensors, stored.path, call.plan.sent)
+                return stored
+        raise WireError(f"update of {site}: the stream ended before its digest; send it again")
+
+    # --- checks -----------------------------------------------------------------------------------------------------
+
+    async def _check(self, envelope: pb.Envelope, context: Any) -> None:
+        """The sender is the site it speaks for, a member of this study, and holds this plan."""
+        certificates = context.auth_context().get("x509_pem_cert", [])
+        try:
+            role, name = peer_name(certificates[0]) if certificates else ("", "")
+        except WardroundError as error:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            raise
+        if role != "site" or name != envelope.site:
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"the certificate is of {name or 'nobody'!r}, the message speaks for {envelope.site!r}; "
+                "start the site with its own identity",
+            )
+        if envelope.site not in self._federation.study.cohort.sites:
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, f"{envelope.site!r} is not in the cohort of study {self._study!r}"
+            )
+        if envelope.study != self._study or envelope.plan_digest != self._digest:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"plan: the coordinator runs study {self._study!r} with plan {self._digest.hex()[:16]}, the site came with "
+                f"{envelope.study!r} and plan {envelope.plan_digest.hex()[:16]}",
+            )
+
+    def _is_current(self, name: pb.TaskName) -> bool:
+        call = self._federation.call
+        return call is not None and name.round == call.round.number and name.kind == _KINDS[call.round.kind]
+
+    def _refusal(self, header: pb.UploadHeader, site: str, call: Call | None) -> str | None:
+        if call is None or not self._is_current(header.task):
+            return f"round {header.task.round} is closed"
+        if not call.round.wants(site):
+            return "the update of this round is here already" if not call.round.closed else "the round is closed"
+        if header.blob.size != call.update_size:
+            return f"an update has {call.update_size} bytes, this one has {header.blob.size}"
+        return None
+
+    def _receipt(self, header: pb.UploadHeader, refusal: str | None) -> pb.UploadReceipt:
+        return pb.UploadReceipt(
+            envelope=self._envelope(header.envelope.site),
+            task=header.task,
+            accepted=refusal is None,
+            reason=refusal or "",
+        )
+
+    def _envelope(self, site: str) -> pb.Envelope:
+        return pb.Envelope(study=self._study, plan_digest=self._digest, site=site)
+
+    def _message(self, site: str, **body: Any) -> pb.CoordinatorMessage:
+        return pb.CoordinatorMessage(envelope=self._envelope(site), **body)
+
+
+def _task(call: Call) -> pb.Task:
+    round_ = call.round
+    return pb.Task(
+        name=pb.TaskName(kind=_KINDS[round_.kind], round=round_.number, attempt=round_.attempt),
+        broadcast=pb.Blob(sha256=call.broadcast.digest, size=call.broadcast.size),
+        scalars=call.broadcast.scalars,
+    )
+
+
+def _stage(name: str) -> Stage:
+    try:
+        stage = Stage(name)
+    except ValueError:
+        return Stage.ASSIGNED
+    return stage if stage not in (Stage.DONE, Stage.FAILED) else Stage.ASSIGNED
+
+
+def bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
+    """A server that holds the address but does not answer yet; returns it and its port.
+
+    Raises
+    ------
+    NetworkError : the port is in use or not allowed.
+    """
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    try:
+        port = server.add_secure_port(str(address), server_credentials(identity))
+    except RuntimeError as error:
+        raise NetworkError(
+            f"{address}: cannot listen there; the port may be in use. Choose another with --listen, or stop the program "
+            f"that holds it (`ss -ltnp 'sport = :{address.port}'` names it)"
+        ) from error
+    return server, port
+
+
+async def start(server: grpc.aio.Server, federation: Federation) -> None:
+    """From here on sites are answered."""
+    rpc.add_FederationServicer_to_server(FederationService(federation), server)
+    await server.start()

@@ -1,0 +1,94 @@
+"""Keeps `status.json` current: written at once when something happens, at most four times a second."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from common.study import Study
+from server.federation import Federation
+from server.run_folder import RunFolder
+
+_SHORTEST_INTERVAL = 0.25
+
+
+class StatusWriter:
+    """The coordinator's public face; `wardround status` and the simulation's display read what it writes."""
+
+    def __init__(self, run: RunFolder, study: Study) -> None:
+        self._run = run
+        self._study = study
+        self._dirty = asyncio.Event()
+        self._started = time.time()
+        self.federation: Federation | None = None
+        self.fields: dict[str, Any] = {
+            "state": "starting",
+            "address": None,
+            "notice": "",
+            "error": "",
+            "last": None,
+            "best": None,
+            "published": None,
+        }
+
+    def set(self, **fields: Any) -> None:
+        """Change fields and let them be written."""
+        self.fields.update(fields)
+        self.changed()
+
+    def changed(self) -> None:
+        """Something that status shows has changed."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Writes until cancelled."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            self.write()
+            await asyncio.sleep(_SHORTEST_INTERVAL)
+
+    def write(self) -> None:
+        """Writes now."""
+        self._run.write_status(self._snapshot())
+
+    def _snapshot(self) -> dict[str, Any]:
+        federation = self.federation
+        call = federation.call if federation is not None else None
+        connections = federation.connections if federation is not None else {}
+        sites = {}
+        for name in self._study.cohort.sites:
+            connection = connections.get(name)
+            answer = call.round.answers.get(name) if call is not None else None
+            sites[name] = {
+                "connected": connection is not None,
+                "stage": answer.stage.value if answer is not None else "waiting",
+                "batch": answer.batch if answer is not None else 0,
+                "batches": answer.batches if answer is not None else 0,
+                "reason": answer.reason if answer is not None else "",
+                "training_cases": connection.training_cases if connection is not None else 0,
+                "validation_cases": connection.validation_cases if connection is not None else 0,
+            }
+        fields = dict(self.fields)
+        if call is not None and fields["state"] not in ("failed", "stopped"):
+            below = len([name for name in call.round.sites if name in connections or not call.round.wants(name)])
+            working = "training" if call.round.kind.value == "train" else "evaluating"
+            fields["state"] = working if below >= call.round.quorum else "waiting for sites"
+        if federation is not None and federation.notice:
+            fields["notice"] = federation.notice
+        return {
+            "study": self._study.name,
+            "plan": federation.plan.digest.hex() if federation is not None else None,
+            "pid": os.getpid(),
+            "round": call.round.number if call is not None else (fields["last"] or {}).get("round", 0),
+            "rounds": self._study.training.rounds,
+            "attempt": call.round.attempt if call is not None else 1,
+            "kind": call.round.kind.value if call is not None else None,
+            "deadline_at": call.deadline - time.monotonic() + time.time() if call is not None else None,
+            "sites": sites,
+            "started_at": self._started,
+            "updated_at": time.time(),
+            **fields,
+        }

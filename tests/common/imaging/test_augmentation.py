@@ -1,0 +1,276 @@
+"""Each augmentation on an image whose outcome is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import ndimage
+
+from common.imaging.augmentation import NAMES, augment
+
+BATCH = 400
+SEED = (3, 4)
+
+
+def run(
+    image: np.ndarray, label: np.ndarray, names: tuple[str, ...], *, count: int = BATCH, through_plane: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same example `count` times, each varied on its own."""
+    images, labels = augment(
+        tf.constant(np.stack([image] * count), tf.float32),
+        tf.constant(np.stack([label] * count), tf.uint8),
+        tf.constant(SEED, tf.int32),
+        names,
+        through_plane=through_plane,
+    )
+    return images.numpy(), labels.numpy()
+
+
+def picture(channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).normal(5, 2, (16, 16, channels)).astype(np.float32)
+
+
+def blank(image: np.ndarray) -> np.ndarray:
+    return np.zeros(image.shape[:-1], np.uint8)
+
+
+def changed(image: np.ndarray, images: np.ndarray) -> np.ndarray:
+    return np.array([not np.array_equal(image, other) for other in images])
+
+
+def assert_share(chosen: np.ndarray, expected: float) -> None:
+    """Within four standard deviations of a binomial share."""
+    assert abs(chosen.mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / len(chosen))
+
+
+def test_flip_gives_all_eight_orientations_of_a_square_and_takes_the_label_along() -> None:
+    image = np.array([[1, 2], [3, 4]], np.float32)[..., np.newaxis]
+    images, labels = run(image, image[..., 0].astype(np.uint8), ("flip",))
+    assert np.array_equal(images[..., 0], labels)
+    seen = {tuple(label.ravel().tolist()) for label in labels}
+    turns = [np.rot90(image[..., 0], k) for k in range(4)]
+    assert seen == {tuple(t.ravel().tolist()) for turn in turns for t in (turn, turn.T)}
+
+
+def test_flip_keeps_the_axes_of_a_rectangle() -> None:
+    image = np.arange(15, dtype=np.float32).reshape(3, 5, 1)
+    images, labels = run(image, image[..., 0].astype(np.uint8), ("flip",))
+    assert np.array_equal(images[..., 0], labels)
+    wanted = {tuple(image[::y, ::x].ravel().tolist()) for y in (1, -1) for x in (1, -1)}
+    assert {tuple(i.ravel().tolist()) for i in images} == wanted
+
+
+def test_flip_mirrors_volumes_along_each_axis() -> None:
+    image = np.arange(60, dtype=np.float32).reshape(3, 4, 5, 1)
+    images, labels = run(image, image[..., 0].astype(np.uint8), ("flip",))
+    assert np.array_equal(images[..., 0], labels)
+    mirrored = [image[::z, ::y, ::x] for z in (1, -1) for y in (1, -1) for x in (1, -1)]
+    assert {tuple(i.ravel().tolist()) for i in images} == {tuple(m.ravel().tolist()) for m in mirrored}
+
+
+def bar() -> np.ndarray:
+    """A long bar through the centre of 65 x 65 pixels."""
+    label = np.zeros((65, 65), np.uint8)
+    label[30:35, 12:53] = 1
+    return label
+
+
+def direction(mask: np.ndarray) -> float:
+    """The angle of a mask's long axis in degrees, -90 to 90."""
+    y, x = np.argwhere(mask).T - 32.0
+    return float(np.degrees(0.5 * np.arctan2(2 * (x * y).sum(), (x * x).sum() - (y * y).sum())))
+
+
+def test_rotate_turns_half_of_the_images_by_any_angle_about_the_centre() -> None:
+    label = bar()
+    images, labels = run(label[..., np.newaxis].astype(np.float32), label, ("rotate",))
+    turned = changed(label, labels)
+    assert_share(turned, 0.5)
+    angles = np.array([direction(mask) for mask in labels])
+    assert np.histogram(angles[turned], bins=6, range=(-90, 90))[0].min() > 10
+    for image, moved in zip(images[turned], labels[turned], strict=True):
+        assert abs(int(moved.sum()) - int(label.sum())) < 15
+        assert np.abs(np.argwhere(moved).mean(axis=0) - 32).max() < 0.3
+        # The label follows the image.
+        assert ((image[..., 0] > 0.5) == moved).mean() > 0.99
+
+
+def test_rotate_fills_from_the_mirror_image() -> None:
+    image = np.ones((16, 24, 2), np.float32)
+    images, labels = run(image, np.full((16, 24), 3, np.uint8), ("rotate", "scale"))
+    np.testing.assert_allclose(images, 1.0, atol=1e-6)
+    assert (labels == 3).all()
+
+
+def test_rotate_turns_volumes_about_each_axis_by_up_to_15_degrees() -> None:
+    rod = np.zeros((33, 33, 33), np.uint8)
+    volumes = {}
+    for axis in range(3):  # a rod along one axis shows the turns about the other two
+        window: list[slice] = [slice(15, 18)] * 3
+        window[axis] = slice(6, 27)
+        volumes[axis] = rod.copy()
+        volumes[axis][tuple(window)] = 1
+    tilts = {}
+    for axis, label in volumes.items():
+        images, labels = run(label[..., np.newaxis].astype(np.float32), label, ("rotate",), count=120)
+        offsets = [np.argwhere(mask) - 16.0 for mask in labels]
+        slopes = np.array([[np.polyfit(o[:, axis], o[:, other], 1)[0] for other in range(3)] for o in offsets])
+        tilts[axis] = np.degrees(np.arctan(slopes))
+        assert ((images[..., 0] > 0.5) == labels).mean() > 0.999
+    for axis, tilt in tilts.items():
+        others = [other for other in range(3) if other != axis]
+        # About 20 of 120 turn about each axis, never two at once, and by 15 degrees at most (1 for the voxels).
+        for other in others:
+            assert 8 < (np.abs(tilt[:, other]) > 1.5).sum() < 36
+            assert 8 < np.abs(tilt[:, other]).max() < 16
+        assert not ((np.abs(tilt[:, others[0]]) > 1.5) & (np.abs(tilt[:, others[1]]) > 1.5)).any()
+
+
+def test_rotate_stays_in_the_plane_when_slices_are_thick() -> None:
+    image = np.random.default_rng(0).normal(size=(5, 16, 16, 1)).astype(np.float32)
+    image[2] = 7.0
+    images, _ = run(image, blank(image), ("rotate",), through_plane=False)
+    assert_share(changed(image, images), 0.5)
+    np.testing.assert_allclose(images[:, 2], 7.0, atol=1e-5)
+    assert not np.isclose(images[:, [0, 1, 3, 4]], 7.0).any()
+
+
+def test_scale_changes_the_size_of_some_within_its_range() -> None:
+    label = np.zeros((64, 64), np.uint8)
+    label[22:42, 22:42] = 1
+    images, labels = run(label[..., np.newaxis].astype(np.float32), label, ("scale",))
+    scaled = changed(label[..., np.newaxis], images)
+    assert_share(scaled, 0.3)
+    sides = np.sqrt(images.sum(axis=(1, 2, 3))) / 20
+    assert sides[scaled].min() == pytest.approx(0.8, abs=0.03)
+    assert sides[scaled].max() == pytest.approx(1.25, abs=0.03)
+    assert ((images[..., 0] > 0.5) == labels).mean() > 0.99
+
+
+def test_gamma_keeps_range_and_order() -> None:
+    image = picture()
+    images, _ = run(image, blank(image), ("gamma",))
+    chosen = changed(image, images)
+    assert_share(chosen, 0.3)
+    np.testing.assert_allclose(images.min(axis=(1, 2, 3)), image.min(), atol=1e-5)
+    np.testing.assert_allclose(images.max(axis=(1, 2, 3)), image.max(), atol=1e-5)
+    relative = (image - image.min()) / (image.max() - image.min())
+    middle = (relative > 0.2) & (relative < 0.8)
+    powers = []
+    for curved in images[chosen]:
+        relative_after = (curved[middle] - image.min()) / (image.max() - image.min())
+        exponents = np.log(relative_after) / np.log(relative[middle])
+        assert np.ptp(exponents) < 1e-3  # one power for the whole image
+        powers.append(exponents.mean())
+    assert 0.7 <= min(powers) < 0.75
+    assert 1.45 < max(powers) <= 1.5
+
+
+def test_contrast_is_one_line_a_channel_near_that_of_the_image() -> None:
+    image = picture()
+    images, _ = run(image, blank(image), ("contrast",))
+    chosen = changed(image, images)
+    assert_share(chosen, 0.3)
+    gains, shifts = [], []
+    for other in images[chosen]:
+        lines = [np.polyfit(image[..., c].ravel(), other[..., c].ravel(), 1) for c in range(3)]
+        for channel, line in enumerate(lines):
+            np.testing.assert_allclose(np.polyval(line, image[..., channel]), other[..., channel], atol=1e-4)
+        gain = [line[0] for line in lines]
+        assert 0 < np.ptp(gain) < 0.1
+        gains += gain
+        shifts += [(np.polyval(line, image.mean()) - image.mean()) / image.std() for line in lines]
+    assert 0.7 <= min(gains) < 0.8 < 1.2 < max(gains) <= 1.3
+    assert -0.25 <= min(shifts) < -0.15 < 0.15 < max(shifts) <= 0.25
+
+
+def test_noise_is_normal_and_its_strength_follows_the_image() -> None:
+    image = np.tile(np.array([0.0, 100.0], np.float32), (64, 32))[..., np.newaxis]  # standard deviation 50
+    images, _ = run(image, blank(image), ("noise",), count=200)
+    chosen = changed(image, images)
+    assert_share(chosen, 0.3)
+    noise = (images - image)[chosen]
+    strengths = noise.std(axis=(1, 2, 3)) / 50
+    assert strengths.min() < 0.02
+    assert 0.085 < strengths.max() < 0.105
+    normal = noise / (strengths[:, np.newaxis, np.newaxis, np.newaxis] * 50)
+    assert abs(normal.mean()) < 0.01
+    assert np.mean(np.abs(normal) < 1) == pytest.approx(0.683, abs=0.01)
+    # Each example has its own noise.
+    assert np.abs(np.corrcoef(normal.reshape(len(normal), -1)) - np.eye(len(normal))).max() < 0.1
+
+
+def test_blur_is_a_gaussian_of_half_to_one_voxel_in_the_plane() -> None:
+    image = np.zeros((3, 15, 15, 1), np.float32)
+    image[1, 7, 7] = 1.0
+    images, _ = run(image, blank(image), ("blur",))
+    chosen = changed(image, images)
+    assert_share(chosen, 0.2)
+    assert not images[:, [0, 2]].any()
+    sigmas = []
+    for spot in images[chosen][:, 1, ..., 0]:
+        assert spot.sum() == pytest.approx(1.0, abs=1e-5)
+        sigma = np.sqrt(-0.5 / np.log(spot[7, 8] / spot[7, 7]))
+        expected = ndimage.gaussian_filter(image[1, ..., 0], sigma, radius=3)
+        np.testing.assert_allclose(spot, expected, atol=1e-5)
+        sigmas.append(sigma)
+    assert 0.5 <= min(sigmas) < 0.6
+    assert 0.9 < max(sigmas) <= 1.0
+
+
+def test_blur_repeats_the_border_and_takes_patches_smaller_than_its_filter() -> None:
+    for shape in ((2, 2, 1), (9, 30, 3)):
+        image = np.full(shape, 4.0, np.float32)
+        np.testing.assert_allclose(run(image, blank(image), ("blur",))[0], 4.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 32, 32, 3), (8, 24, 32, 1), (4, 8, 16, 16, 1), (0, 16, 16, 3), (0, 8, 8, 8, 1)])
+def test_all_together_keep_shapes_types_classes_and_finite_values(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.normal(size=shape), tf.float32)
+    labels = tf.constant(rng.integers(0, 3, shape[:-1]), tf.uint8)
+    new_images, new_labels = augment(images, labels, tf.constant(SEED), NAMES)
+    assert (new_images.shape, new_images.dtype) == (images.shape, tf.float32)
+    assert (new_labels.shape, new_labels.dtype) == (labels.shape, tf.uint8)
+    assert np.isfinite(new_images.numpy()).all()
+    assert set(np.unique(new_labels)) <= {0, 1, 2}
+
+
+def test_constant_images_stay_finite() -> None:
+    image = np.full((16, 16, 3), 2.5, np.float32)
+    np.testing.assert_allclose(run(image, blank(image), NAMES)[0], 2.5, rtol=1e-5)
+
+
+def test_no_names_change_nothing() -> None:
+    image = picture()
+    assert not changed(image, run(image, blank(image), ())[0]).any()
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="elastic"):
+        run(picture(), blank(picture()), ("flip", "elastic"))
+
+
+def test_the_seed_alone_decides_eagerly_in_a_graph_and_in_a_parallel_dataset() -> None:
+    images = tf.constant(np.random.default_rng(0).normal(size=(6, 4, 16, 16, 3)), tf.float32)
+    labels = tf.cast(images[..., 0] > 0, tf.uint8)
+
+    @tf.function
+    def step(images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return augment(images, labels, tf.stack([11, tf.cast(number, tf.int32)]), NAMES)
+
+    alone = [step(images[n], labels[n], tf.constant(n, tf.int64)) for n in range(6)]
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).enumerate()
+    mapped = dataset.map(lambda n, pair: step(*pair, n), num_parallel_calls=4, deterministic=True)
+    for _ in range(2):
+        for (image, label), (mapped_image, mapped_label) in zip(alone, mapped, strict=True):
+            assert np.array_equal(image, mapped_image)
+            assert np.array_equal(label, mapped_label)
+    assert not np.array_equal(alone[0][0], step(images[0], labels[0], tf.constant(1, tf.int64))[0])
+
+
+def test_adding_an_augmentation_does_not_change_what_the_others_draw() -> None:
+    label = bar()
+    image = label[..., np.newaxis].astype(np.float32)
+    assert np.array_equal(run(image, label, ("rotate",))[1], run(image, label, ("noise", "gamma", "rotate"))[1])
