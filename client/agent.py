@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -206,10 +207,10 @@ class Agent:
             raise IdentityError(f"the coordinator at {self._address} refuses this site: {details}") from error
         if code is grpc.StatusCode.UNIMPLEMENTED:
             raise NetworkError(f"{self._address}: something answers there that is no coordinator; check the address") from error
-        if "CERTIFICATE_VERIFY_FAILED" in details or "Peer name" in details:
+        if refusal := re.search(r"CERTIFICATE_VERIFY_FAILED: ([^;:)]*)|(Peer name [^;)]*)", details):
             raise IdentityError(
-                f"the coordinator at {self._address} is not the one this site's identity was made for ({_words(error)}); "
-                "check the address, or get a new identity from the study's coordinator"
+                f"the coordinator at {self._address} is not the one this site's identity was made for "
+                f"({refusal[1] or refusal[2]}); check the address, or get a new identity from the study's coordinator"
             ) from error
 
 

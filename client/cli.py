@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -53,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _start(options: argparse.Namespace) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the agent says itself why it has no connection
     from client.datasets import SiteDataset
-    from client.work import PlanWorker
     from common.learning.runtime import configure_tensorflow
     from common.security.certificates import load_identity
     from common.wire.channel import parse_address
@@ -82,6 +83,7 @@ def _start(options: argparse.Namespace) -> int:
 
     configure_tensorflow(study.training.threads)
     from client.agent import Agent
+    from client.work import PlanWorker
     from common.learning.plan import build_plan
 
     plan = build_plan(study)

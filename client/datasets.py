@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.errors import DataError
 from common.imaging.folder import Case, check_cases, find_cases, split_cases
 from common.imaging.patches import pad_to, sample_patch, tiles
 from common.imaging.preprocessing import prepare_image, prepare_label
@@ -70,9 +71,12 @@ class SiteDataset:
         self._site = site
         cases = find_cases(folder)
         task = study.task
-        check_cases(
-            cases, dimensions=task.dimensions, channels=task.channels, classes=len(task.classes), labels=task.labels
-        )
+        try:
+            check_cases(
+                cases, dimensions=task.dimensions, channels=task.channels, classes=len(task.classes), labels=task.labels
+            )
+        except DataError as error:
+            raise DataError(f"{folder}: {error}") from error
         self.training_cases, self.validation_cases = split_cases(
             cases, study.evaluation.validation_fraction, study.seed
         )
@@ -119,8 +123,7 @@ class SiteDataset:
         dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
         names = study.augmentation
         dataset = dataset.map(
-            lambda images, labels, seed: augment(images, labels, seed, names) if names else (images, labels),
-            deterministic=True,
+            lambda images, labels, seed: augment(images, labels, seed, names) if names else (images, labels)
         )
         return dataset.prefetch(2)
 
@@ -147,11 +150,6 @@ class SiteDataset:
                     return
                 drawn += 1
                 yield self.training_cases[index]
-
-    @property
-    def validation_batches(self) -> int:
-        """Tiles of all validation cases; known after the first evaluation, else the number of cases."""
-        return len(self.validation_cases)
 
     def validation(self, on_batch: OnBatch = lambda index: None) -> Any:
         """A `tf.data.Dataset` of single tiles that cover the validation cases; voxels outside a case carry label 255."""

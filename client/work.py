@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from common.learning.plan import StudyPlan
-from common.wire.tensors import Array, TensorSpec
-
 from client.datasets import SiteDataset
+from common.learning.plan import RoundPlan, StudyPlan
+from common.wire.tensors import Array, TensorSpec
 
 OnBatch = Callable[[int, int], None]
 
@@ -50,7 +49,7 @@ class PlanWorker:
             total = self._dataset.training_batches
             data = self._dataset.training(round_number, lambda index: on_batch(index + 1, total))
         else:
-            total = self._dataset.validation_batches
+            total = self.validation_cases
             data = self._dataset.validation(lambda index: on_batch(index + 1, total))
         return self._round_plan(kind).work(data, broadcast)
 
@@ -58,7 +57,7 @@ class PlanWorker:
         """See `Worker`."""
         return self.training_cases if kind == "train" else self.validation_cases
 
-    def _round_plan(self, kind: str):  # type: ignore[no-untyped-def]
+    def _round_plan(self, kind: str) -> RoundPlan:
         plan = self._plan.train if kind == "train" else self._plan.evaluate
         assert plan is not None, "a study without validation has no evaluate tasks"
         return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import tempfile
 import threading
@@ -87,13 +88,19 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 
 def _output_is_broken() -> bool:
+    """Whether nobody reads our output any more; if so, what is left of it goes nowhere."""
     try:
-        sys.stdout.flush()
-    except OSError:
-        # The interpreter flushes once more when it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(output, 0)  # errors and hang-ups are always reported
+    broken = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if broken:  # the interpreter flushes once more when it ends, and would complain
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, output)
+        os.close(null)
+    return broken
 
 
 def _thread_failed(arguments: threading.ExceptHookArgs) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -168,6 +169,11 @@ def _coordinator(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study)
     run = RunFolder(arguments.run)
     holdout = None if arguments.holdout is None else _existing(arguments.holdout)
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("wardround").addHandler(log)
+    logging.getLogger("wardround").setLevel(logging.INFO)
+    logging.getLogger("wardround").propagate = False  # TensorFlow Federated gives the root logger a handler
     from server import coordinator
 
     code = coordinator.run(
@@ -270,8 +276,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> int:
     run = _run_folder(arguments.run)
-    run.read_study()
-    holdout = _holdout(arguments.holdout, run)
+    study = run.read_study()
+    wanted = study.evaluation.holdout or arguments.holdout is not None
+    holdout = _holdout(arguments.holdout, run) if wanted else None
     from server import coordinator
 
     result: Mapping[str, Any] = coordinator.publish(run, holdout, arguments.round)

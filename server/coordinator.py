@@ -7,19 +7,26 @@ import collections
 import csv
 import json
 import logging
+import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common.errors import DataError, RunFolderError, UsageError, WardroundError
+import grpc  # type: ignore[import-untyped]
+
+from common.errors import DataError, NetworkError, RunFolderError, UsageError, WardroundError
 from common.learning.runtime import configure_tensorflow
-from common.security.certificates import load_identity
+from common.security.certificates import Identity, load_identity
 from common.study import Study
-from common.wire.channel import parse_address
+from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
 from common.wire.tensors import Array, TensorSpec
 from server.run_folder import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from server.evaluation import ForwardPass, Holdout, HoldoutResult
 
 _log = logging.getLogger("wardround.coordinator")
 _STOPPED = 143
@@ -34,11 +41,13 @@ def run(study: Study, run: RunFolder, *, listen: str, identity: Path, holdout: P
     """
     run.prepare(study)
     with run.locked():
+        if run.is_finished():
+            _log.info("study %s is complete already; its figures are in %s", study.name, run.report)
+            return 0
         return asyncio.run(_run(study, run, listen=listen, identity=identity, holdout=holdout))
 
 
 async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, holdout: Path | None) -> int:
-    from server.service import bind
     from server.status_writer import StatusWriter
 
     status = StatusWriter(run, study)
@@ -50,7 +59,7 @@ async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, hol
         loop.add_signal_handler(number, main.cancel)
     server = None
     try:
-        server, port = bind(parse_address(listen), load_identity(identity))
+        server, port = _bind(parse_address(listen), load_identity(identity))
         status.set(address=f"{parse_address(listen).host}:{port}")
         status.write()
         _log.info("listening on %s port %d", parse_address(listen).host, port)
@@ -70,6 +79,24 @@ async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, hol
         if server is not None:
             await server.stop(grace=0.2)
         status.write()
+
+
+def _bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
+    """A server that holds the address but does not answer yet; returns it and its port. Loads no TensorFlow.
+
+    Raises
+    ------
+    NetworkError : the port is in use or not allowed.
+    """
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    try:
+        port = server.add_secure_port(str(address), server_credentials(identity))
+    except RuntimeError as error:
+        raise NetworkError(
+            f"{address}: cannot listen there; the port may be in use. Choose another with --listen, or stop the program "
+            f"that holds it (`ss -ltnp 'sport = :{address.port}'` names it)"
+        ) from error
+    return server, port
 
 
 async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, holdout: Path | None) -> int:
@@ -140,7 +167,7 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
     await federation.drained()
     status.set(state="publishing")
     report = await asyncio.to_thread(
-        _report, study, run, outcome.best_round, outcome.best_score, evaluated.holdout if evaluated else None, started
+        _report, study, run, outcome.best_round, outcome.best_score, evaluated, started
     )
     journal.note("published", version=report["publication"]["version"])
     journal.close()
@@ -150,29 +177,29 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
 
 
 class _Evaluated:
-    """The holdout and the network's forward pass over it, traced once."""
+    """The holdout and the network's forward pass over it, in TensorFlow, on all cores."""
 
-    def __init__(self, study: Study, holdout: Any) -> None:
+    def __init__(self, study: Study, holdout: Holdout) -> None:
         self._study = study
         self.holdout = holdout
-        self.latest: Any = None
+        self.latest: HoldoutResult | None = None
+
+    @cached_property
+    def _forward(self) -> ForwardPass:
+        from common.models import build_network
+        from server.evaluation import ForwardPass
+
+        return ForwardPass(self._study, build_network(self._study))
+
+    def evaluate(self, weights: Sequence[Array]) -> HoldoutResult:
+        """The holdout result of these weights."""
+        predict = self._forward.with_weights(weights)
+        self.latest = self.holdout.evaluate(predict, tile=self._study.publishing.tile, threads=os.cpu_count() or 1)
+        return self.latest
 
     async def scalars(self, weights: Sequence[Array]) -> Mapping[str, Any]:
         """The holdout's metrics of these weights."""
-        self.latest = await asyncio.to_thread(evaluate_weights, self._study, self.holdout, weights)
-        scalars: Mapping[str, Any] = self.latest.scalars()
-        return scalars
-
-
-def evaluate_weights(study: Study, holdout: Any, weights: Sequence[Array]) -> Any:
-    """The holdout result of these weights, in TensorFlow, on all cores."""
-    import os
-
-    from common.models import build_network
-    from server.evaluation import predictor
-
-    predict = predictor(study, build_network(study), weights)
-    return holdout.evaluate(predict, tile=study.publishing.tile, threads=os.cpu_count() or 1)
+        return (await asyncio.to_thread(self.evaluate, weights)).scalars()
 
 
 def _open_holdout(study: Study, folder: Path | None) -> _Evaluated | None:
@@ -218,6 +245,7 @@ class SiteLedger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._continued = path.exists()
         self._summaries: dict[int, Mapping[str, Any]] = {}
 
     def record(self, call: Any) -> None:
@@ -246,7 +274,8 @@ class SiteLedger:
             )
             for site, answer in round_.answers.items()
         ]
-        append_csv(self._path, rows)
+        append_csv(self._path, rows, round_.number if self._continued else None)
+        self._continued = False
 
     def summary(self, number: int) -> Mapping[str, Any]:
         """The first columns of the round's row in `rounds.csv`."""
@@ -261,8 +290,13 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], drop_from_round: i
             existing = list(csv.DictReader(file))
         kept = [row for row in existing if int(row["round"]) < drop_from_round]
         if len(kept) != len(existing):
-            path.unlink()
-            append_csv(path, kept)
+            partial = path.with_suffix(".partial")
+            partial.unlink(missing_ok=True)
+            append_csv(partial, kept)
+            if kept:
+                partial.replace(path)
+            else:
+                path.unlink()
     if not rows:
         return
     new = not path.exists()
@@ -274,13 +308,14 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], drop_from_round: i
 
 
 def _report(
-    study: Study, run: RunFolder, best_round: int, score: float | None, holdout: Any, started: float | None
+    study: Study, run: RunFolder, best_round: int, score: float | None, evaluated: _Evaluated | None, started: float | None
 ) -> dict[str, Any]:
     """Evaluates and publishes one round's weights, and writes `report.json`."""
     from server.publishing import publish as publish_files
 
     weights = _weights(study, run, best_round)
-    result = evaluate_weights(study, holdout, weights) if holdout is not None else None
+    result = evaluated.evaluate(weights) if evaluated is not None else None
+    holdout = evaluated.holdout if evaluated is not None else None
     details = {"round": best_round, "rounds": study.training.rounds, "validation_dice": score}
     version = _next_version(run.published)
     publication = publish_files(study, weights, holdout, run.published / version, details=details, progress=_log.info)
@@ -340,7 +375,7 @@ def evaluate(run: RunFolder, holdout: Path, round_number: int | None) -> dict[st
     chosen, score = _chosen_round(study, run, round_number)
     opened = _required_holdout(study, holdout)
     configure_tensorflow(study.training.threads)
-    result = evaluate_weights(study, opened.holdout, _weights(study, run, chosen))
+    result = opened.evaluate(_weights(study, run, chosen))
     return {"round": chosen, "validation_dice": score, "holdout": _finite(result.scalars())}
 
 
@@ -350,7 +385,7 @@ def publish(run: RunFolder, holdout: Path | None, round_number: int | None) -> d
     chosen, score = _chosen_round(study, run, round_number)
     opened = _open_holdout(study, holdout)
     configure_tensorflow(study.training.threads)
-    return _report(study, run, chosen, score, opened.holdout if opened is not None else None, None)
+    return _report(study, run, chosen, score, opened, None)
 
 
 def _required_holdout(study: Study, folder: Path) -> _Evaluated:

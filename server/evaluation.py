@@ -187,7 +187,7 @@ class Holdout:
     def load(self, index: int) -> Prepared:
         """Case `index`: the prepared image, float32 (spatial..., channel), and its class indices, uint8 (spatial...).
 
-        Read from its files the first time, and later too where 1 GB of cases is in memory already. Not to be written to.
+        Read from its files the first time, and later too once 1 GB of cases is in memory. Not to be written to.
 
         Raises
         ------
@@ -273,33 +273,45 @@ def site_of_origin(case: str, sites: Sequence[str]) -> str | None:
     return max((site for site in sites if case.endswith(f"-{site}")), key=len, default=None)
 
 
-def predictor(study: Study, network: Network, weights: Sequence[npt.ArrayLike]) -> Predict:
-    """The network's forward pass over given weights, by TensorFlow.
+class ForwardPass:
+    """The network's forward pass by TensorFlow, traced once for tiles of the study's size.
 
     Parameters
     ----------
     study : Study
     network : of `common.models.build_network(study)`.
-    weights : in the order of `network.specs`.
-
-    Returns
-    -------
-    callable
-        From tiles (b, *study.publishing.tile, channel) to probabilities (b, *tile, outputs), both float32. It is traced
-        once, here, for every b, and may be called from several threads.
     """
-    import tensorflow as tf
 
-    from common.models import probabilities
+    def __init__(self, study: Study, network: Network) -> None:
+        import tensorflow as tf  # type: ignore[import-untyped,unused-ignore]
 
-    values = [tf.constant(np.asarray(weight), tf.float32) for weight in weights]
-    signature = tf.TensorSpec([None, *study.publishing.tile, network.channels], tf.float32)
-    forward = tf.function(lambda tiles: probabilities(study, network(values, tiles))).get_concrete_function(signature)
+        from common.models import probabilities
 
-    def predict(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return np.asarray(forward(tf.constant(batch, tf.float32)).numpy(), dtype=np.float32)
+        def forward(weights: Sequence[Any], tiles: Any) -> Any:
+            return probabilities(study, network(weights, tiles))
 
-    return predict
+        weights = [tf.TensorSpec(spec.shape, tf.float32) for spec in network.specs]
+        tiles = tf.TensorSpec([None, *study.publishing.tile, network.channels], tf.float32)
+        self._forward = tf.function(forward, autograph=False).get_concrete_function(weights, tiles)
+
+    def with_weights(self, weights: Sequence[npt.ArrayLike]) -> Predict:
+        """From tiles (b, *study.publishing.tile, channel) to probabilities (b, *tile, outputs), both float32.
+
+        `weights` are in the order of `network.specs`. The callable may be used by several threads.
+        """
+        import tensorflow as tf
+
+        values = [tf.constant(np.asarray(weight), tf.float32) for weight in weights]
+
+        def predict(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            return np.asarray(self._forward(values, tf.constant(batch, tf.float32)).numpy(), dtype=np.float32)
+
+        return predict
+
+
+def predictor(study: Study, network: Network, weights: Sequence[npt.ArrayLike]) -> Predict:
+    """`ForwardPass` for one set of weights."""
+    return ForwardPass(study, network).with_weights(weights)
 
 
 def _mean(values: npt.NDArray[np.float64] | Sequence[float]) -> float:

@@ -18,7 +18,7 @@ import tensorflow_federated as tff
 
 from common.errors import TrainingError, WireError
 from common.learning.graph import Graph, flatten, to_numpy, unflatten
-from common.learning.plan import RoundPlan, StudyPlan
+from common.learning.plan import NO_GRAPPLER, RoundPlan, StudyPlan
 from common.study import Study
 from common.wire.tensors import Array, Stored, encode_chunks, encoded_size, read_tensors
 from server.journal import Journal
@@ -155,7 +155,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             self._computations.append(comp)
             lowered = comp
             if comp.type_signature.parameter is None and isinstance(comp.type_signature.result, tff.FederatedType):
-                lowered = tff.backends.mapreduce.get_state_initialization_computation(comp)
+                lowered = tff.backends.mapreduce.get_state_initialization_computation(comp, NO_GRAPPLER)
             self._graphs[id(comp)] = Graph(lowered)
         return self._graphs[id(comp)]
 
@@ -305,7 +305,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
 
 def _accumulate(plan: RoundPlan, total: list[Any], stored: Stored) -> list[Any]:
     try:
-        update = read_tensors(stored.path, expected=plan.sent)
+        update = read_tensors(stored.path, expected=plan.sent, writable=True)  # so that TensorFlow need not copy it
     except WireError as error:
         raise TrainingError(
             f"{stored.path}: a received update is damaged on this disk ({error}); check the disk and start the coordinator "

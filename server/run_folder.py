@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from common.errors import RunFolderError, StudyError
 from common.study import Study, load_study
 
 STATUS_FORMAT = 1
+_LOCK_SECONDS = 1.0  # `is_locked`, in whoever asks for the status, holds the lock for an instant
 
 
 class RunFolder:
@@ -74,13 +76,18 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the run. Raises RunFolderError where another process coordinates it."""
         with (self.path / "coordinator.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunFolderError(
-                    f"{self.path}: another coordinator runs this study; stop it first, or watch it with "
-                    f"`wardround status --run {self.path}`"
-                ) from None
+            end = time.monotonic() + _LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > end:
+                        raise RunFolderError(
+                            f"{self.path}: another coordinator runs this study; stop it first, or watch it with "
+                            f"`wardround status --run {self.path}`"
+                        ) from None
+                time.sleep(0.05)
             yield
 
     def is_locked(self) -> bool:
@@ -93,6 +100,10 @@ class RunFolder:
         except OSError:
             return True
         return False
+
+    def is_finished(self) -> bool:
+        """Whether the study was trained and published to its end here."""
+        return self.report.exists() and self.read_status().get("state") == "finished"
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace `status.json`."""

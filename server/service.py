@@ -9,12 +9,11 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 
-from common.errors import NetworkError, RunFolderError, WardroundError, WireError
-from common.security.certificates import Identity, peer_name
+from common.errors import RunFolderError, WardroundError, WireError
+from common.security.certificates import peer_name
 from common.version import VERSION
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
-from common.wire.channel import SERVER_OPTIONS, Address, server_credentials
 from common.wire.tensors import BlobWriter, Stored, encode_chunks, read_tensors
 from server.federation import Call, Connection, Federation
 from server.rounds import Kind, Stage
@@ -206,24 +205,6 @@ def _stage(name: str) -> Stage:
     except ValueError:
         return Stage.ASSIGNED
     return stage if stage not in (Stage.DONE, Stage.FAILED) else Stage.ASSIGNED
-
-
-def bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
-    """A server that holds the address but does not answer yet; returns it and its port.
-
-    Raises
-    ------
-    NetworkError : the port is in use or not allowed.
-    """
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    try:
-        port = server.add_secure_port(str(address), server_credentials(identity))
-    except RuntimeError as error:
-        raise NetworkError(
-            f"{address}: cannot listen there; the port may be in use. Choose another with --listen, or stop the program "
-            f"that holds it (`ss -ltnp 'sport = :{address.port}'` names it)"
-        ) from error
-    return server, port
 
 
 async def start(server: grpc.aio.Server, federation: Federation) -> None:

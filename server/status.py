@@ -54,7 +54,8 @@ def describe(status: Status, *, now: float | None = None) -> Description:
 
     Parameters
     ----------
-    status : as `RunFolder.read_status` returns it; the quorum is spoken of where `complete` added it.
+    status : as `RunFolder.read_status` returns it; the quorum is spoken of where `complete` added it, and with
+        "simulated" nobody is sent to a hospital.
     now : Unix time; the clock's unless given.
     """
     state = str(status.get("state", "starting"))
@@ -104,6 +105,12 @@ def _active(name: str, state: str, status: Status, now: float) -> Description:
     if state == "starting":
         return Description(f"{name}starting", "The coordinator prepares the study's plan.", _NOTHING)
     if state == "waiting for sites":
+        if status.get("kind"):
+            return _in_progress(f"{name}waiting for sites, {rounds}", status, now)
+        if status.get("round"):
+            return Description(
+                f"{name}after {rounds}", "The coordinator evaluates the round and prepares the next one.", _NOTHING
+            )
         return _waiting(f"{name}waiting for sites", status)
     if state == "publishing":
         return Description(
@@ -125,11 +132,12 @@ def _waiting(headline: str, status: Status) -> Description:
         return Description(headline, "All sites are connected; the first round begins.", _NOTHING)
     quorum = f" (the quorum is {status['quorum']})" if "quorum" in status else ""
     address = f"; they reach the coordinator at {status['address']}" if status.get("address") else ""
+    todo = _NOTHING if status.get("simulated") else f"Run `wardround-site start` at {names(absent)}{address}."
     return Description(
         headline,
         f"{names(absent)} {_are(absent)} not connected; {there} of {count(len(sites), 'site')} "
         f"{'is' if there == 1 else 'are'}{quorum}.",
-        f"Run `wardround-site start` at {names(absent)}{address}.",
+        todo,
     )
 
 
@@ -159,8 +167,13 @@ def _in_progress(headline: str, status: Status, now: float) -> Description:
         return Description(
             headline, cause, f"Nothing to do: the round closes when all have answered, at the latest {deadline}."
         )
+    simulated = bool(status.get("simulated"))
+    if simulated and not failed and not done and int(status.get("round") or 0) <= 1:
+        return Description(headline, cause, "Nothing to do: the sites are being started.")
     todo = []
-    if absent:
+    if absent and simulated:
+        todo.append(f"see the log of {names(absent)} in the run's folder `sites`")
+    elif absent:
         todo.append(f"run `wardround-site start` at {names(absent)}")
     if failed:
         todo.append(f"remove the cause at {names(failed)}, whose site log says more")
@@ -313,6 +326,8 @@ def status_table(status: Status, *, now: float | None = None) -> RenderableType:
             str(cases or ""),
         )
     rows: list[RenderableType] = [Text(description.headline, style="bold"), table, Text(description.cause)]
+    if not status.get("running", True):
+        del rows[1]  # no site is at anything
     if description.next_step != _NOTHING:
         rows.append(Text(description.next_step))
     if status.get("notice"):
@@ -338,8 +353,7 @@ def holdout_table(holdout: Mapping[str, Any]) -> Table:
     for site, part in sorted(sites.items()):
         table.add_row(site, figure(part.get("dice")), figure(part.get("iou")), figure(part.get("cases"), 0))
     cases = sum(int(float(part.get("cases") or 0)) for part in sites.values())
-    table.add_section()
-    table.add_row("all", figure(holdout.get("dice")), figure(holdout.get("iou")), str(cases or "–"))
+    table.add_row("all", figure(holdout.get("dice")), figure(holdout.get("iou")), str(cases or "–"), style="bold")
     return table
 
 
@@ -398,13 +412,20 @@ def news(before: Status, status: Status) -> list[str]:
         lines.append(last_round(status))
     if status.get("notice") and status["notice"] != before.get("notice"):
         lines.append(clean(str(status["notice"])))
-    state, state_before = str(status.get("state", "")), str(before.get("state", ""))
     description = describe(status)
-    if not status.get("running", True) and (state != state_before or before.get("running", True)):
-        lines += [f"{description.headline}. {description.cause}"]
-    elif state != state_before and state not in ENDED and not {state, state_before} <= {"training", "evaluating"}:
+    if not status.get("running", True):
+        if before.get("running", True):
+            lines.append(f"{description.headline}. {description.cause}")
+    elif _phase(status) != _phase(before):
         lines.append(description.headline)
     return lines
+
+
+def _phase(status: Status) -> str:
+    """The state without what changes with every round."""
+    state = str(status.get("state", ""))
+    between = state == "waiting for sites" and status.get("round") and not status.get("kind")
+    return "rounds" if state in ("training", "evaluating") or between else state
 
 
 class Lines:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.study import Study
-from server.federation import Federation
 from server.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from server.federation import Federation
 
 _SHORTEST_INTERVAL = 0.25
 

@@ -45,41 +45,48 @@ def build_client_work(
     specs = tuple(tf.TensorSpec(weight.shape, weight.dtype) for weight in model.initial_weights[0])
     weights_type = tff.types.tensorflow_to_type(tff.learning.models.ModelWeights(specs, ()))
 
-    @tff.tensorflow.computation(weights_type, data_type, np.float32)
-    @tf.function
-    def client_update(broadcast: Any, dataset: tf.data.Dataset, rate: tf.Tensor) -> Any:
-        start = tuple(broadcast.trainable)
-        weights = start
+    # Autograph turns the loop over batches into a graph's loop; it need not read the rest, which takes it seconds.
+    @tf.autograph.experimental.do_not_convert
+    def begin(start: Any, rate: tf.Tensor) -> Any:
         state = optimizer.set_hparams(optimizer.initialize(specs), collections.OrderedDict(learning_rate=rate))
-        metrics = model.initialize_metrics_state()
-        examples = tf.constant(0, tf.int64)
-        for images, labels in iter(dataset):
-            with tf.GradientTape() as tape:
-                tape.watch(weights)
-                logits = model.predict_on_batch((weights, ()), images, training=True)
-                loss = model.loss(logits, labels)
-            gradients = tape.gradient(loss, weights)
-            if clip_norm is not None:
-                gradients = tuple(tf.clip_by_global_norm(gradients, clip_norm)[0])
-            if proximal_mu:
-                gradients = tuple(g + proximal_mu * (w - w0) for g, w, w0 in zip(gradients, weights, start, strict=True))
-            state, weights = optimizer.next(state, weights, gradients)
-            batch = tf.shape(images)[0]
-            examples += tf.cast(batch, tf.int64)
-            metrics = model.update_metrics_state(
-                metrics,
-                labels=labels,
-                batch_output=tff.learning.models.BatchOutput(loss=loss, predictions=logits, num_examples=batch),
-            )
+        return start, state, model.initialize_metrics_state(), tf.constant(0, tf.int64)
+
+    @tf.autograph.experimental.do_not_convert
+    def step(start: Any, images: tf.Tensor, labels: tf.Tensor, weights: Any, state: Any, metrics: Any, examples: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            logits = model.predict_on_batch((weights, ()), images, training=True)
+            loss = model.loss(logits, labels)
+        gradients = tape.gradient(loss, weights)
+        if clip_norm is not None:
+            gradients = tuple(tf.clip_by_global_norm(gradients, clip_norm)[0])
+        if proximal_mu:
+            gradients = tuple(g + proximal_mu * (w - w0) for g, w, w0 in zip(gradients, weights, start, strict=True))
+        state, weights = optimizer.next(state, weights, gradients)
+        batch = tf.shape(images)[0]
+        output = tff.learning.models.BatchOutput(loss=loss, predictions=logits, num_examples=batch)
+        metrics = model.update_metrics_state(metrics, labels=labels, batch_output=output)
+        return weights, state, metrics, examples + tf.cast(batch, tf.int64)
+
+    @tf.autograph.experimental.do_not_convert
+    def finish(start: Any, weights: Any, metrics: Any, examples: tf.Tensor) -> Any:
         update = tuple(w0 - w for w0, w in zip(start, weights, strict=True))
         finite = tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(delta)) for delta in update]))
         update = tuple(tf.where(finite, delta, tf.zeros_like(delta)) for delta in update)
         weight = tf.cast(examples, tf.float32) if weighting == "examples" else tf.cast(examples > 0, tf.float32)
-        metrics = tf.nest.map_structure(lambda value: tf.where(finite, value, tf.zeros_like(value)), metrics)
         return (
             tff.learning.templates.ClientResult(update=update, update_weight=tf.where(finite, weight, 0.0)),
-            metrics,
+            tf.nest.map_structure(lambda value: tf.where(finite, value, tf.zeros_like(value)), metrics),
         )
+
+    @tff.tensorflow.computation(weights_type, data_type, np.float32)
+    @tf.function
+    def client_update(broadcast: Any, dataset: tf.data.Dataset, rate: tf.Tensor) -> Any:
+        start = tuple(broadcast.trainable)
+        weights, state, metrics, examples = begin(start, rate)
+        for images, labels in iter(dataset):
+            weights, state, metrics, examples = step(start, images, labels, weights, state, metrics, examples)
+        return finish(start, weights, metrics, examples)
 
     @tff.tensorflow.computation(np.int32)
     def rate_of(round_index: tf.Tensor) -> tf.Tensor:

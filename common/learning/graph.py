@@ -50,11 +50,9 @@ class Graph:
                 self._import()
         if len(arguments) != self._inputs:
             raise TypeError(f"expected {self._inputs} tensors of type {self.parameter}, found {len(arguments)}")
-        values = [
-            tf.data.experimental.to_variant(value) if isinstance(value, tf.data.Dataset) else tf.convert_to_tensor(value)
-            for value in arguments
-        ]
-        produced = self._function(*values)
+        values = [_to_tensor(value) for value in arguments]
+        # Called by position: calling the function itself formats every argument for an error that never comes.
+        produced = self._function._call_flat(values, self._function.captured_inputs)
         return [produced[index] if kept else values[index] for kept, index in self._outputs]
 
     def _import(self) -> None:
@@ -81,6 +79,24 @@ class Graph:
         self._function = imported.prune(
             [graph.get_tensor_by_name(name) for name in inputs], [graph.get_tensor_by_name(name) for name in distinct]
         )
+
+
+_SHARED_BYTES = 2**20
+_ALIGNMENT = 64
+
+
+def _to_tensor(value: Any) -> tf.Tensor:
+    if isinstance(value, tf.data.Dataset):
+        return tf.data.experimental.to_variant(value)
+    if isinstance(value, np.ndarray) and value.nbytes >= _SHARED_BYTES and _can_be_shared(value):
+        # Without a copy, which `convert_to_tensor` always makes; the tensor keeps the array alive.
+        return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
+    return tf.convert_to_tensor(value)
+
+
+def _can_be_shared(value: np.ndarray[Any, Any]) -> bool:
+    """NumPy lends only writable memory, TensorFlow takes only what its vector units may read (and aborts on the rest)."""
+    return value.flags.writeable and value.flags.c_contiguous and value.ctypes.data % _ALIGNMENT == 0
 
 
 def _tensor_names(binding: Any) -> list[str]:

@@ -24,11 +24,11 @@ IGNORED = 255
 def training_model(study: Study, network: Network) -> tff.learning.models.FunctionalModel:
     """The model on patches of the study's size; its metrics are the mean loss of a batch and the patches seen."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def initialize() -> collections.OrderedDict[str, tf.Tensor]:
         return collections.OrderedDict(loss_sum=tf.constant(0.0), batches=tf.constant(0.0), patches=tf.constant(0, tf.int64))
 
-    @tf.function
+    @tf.function(autograph=False)
     def update(state: Any, labels: tf.Tensor, batch_output: Any, sample_weight: Any = None) -> Any:
         del labels, sample_weight
         return collections.OrderedDict(
@@ -37,7 +37,7 @@ def training_model(study: Study, network: Network) -> tff.learning.models.Functi
             patches=state["patches"] + tf.cast(batch_output.num_examples, tf.int64),
         )
 
-    @tf.function
+    @tf.function(autograph=False)
     def finalize(state: Any) -> collections.OrderedDict[str, tf.Tensor]:
         return collections.OrderedDict(
             loss=tf.math.divide_no_nan(state["loss_sum"], state["batches"]), patches=state["patches"]
@@ -50,13 +50,13 @@ def evaluation_model(study: Study, network: Network) -> tff.learning.models.Func
     """The model on images of any size; its metrics are true and false positives and false negatives of each class."""
     classes = len(study.task.foreground)
 
-    @tf.function
+    @tf.function(autograph=False)
     def initialize() -> collections.OrderedDict[str, tf.Tensor]:
         return collections.OrderedDict(
             (name, tf.zeros([classes], tf.int64)) for name in ("true_positive", "false_positive", "false_negative")
         )
 
-    @tf.function
+    @tf.function(autograph=False)
     def update(state: Any, labels: tf.Tensor, batch_output: Any, sample_weight: Any = None) -> Any:
         del sample_weight
         inside = tf.not_equal(labels, IGNORED)
@@ -74,7 +74,7 @@ def evaluation_model(study: Study, network: Network) -> tff.learning.models.Func
             false_negative=state["false_negative"] + count(~found & truth & inside[..., tf.newaxis]),
         )
 
-    @tf.function
+    @tf.function(autograph=False)
     def finalize(state: Any) -> Any:
         return site_dice(state)
 
@@ -94,7 +94,7 @@ def site_dice(counts: Any) -> collections.OrderedDict[str, tf.Tensor]:
 def _functional_model(
     study: Study, network: Network, spatial: Any, metrics: tuple[Any, Any, Any]
 ) -> tff.learning.models.FunctionalModel:
-    @tf.function
+    @tf.function(autograph=False)
     def predict(weights: Any, images: tf.Tensor, training: bool) -> tf.Tensor:
         del training  # No layer behaves differently in training.
         return network(weights[0], images)

@@ -16,7 +16,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,10 @@ PLAN_FORMAT = 1
 """The version of what a plan means: raise it when the same study would train or be encoded differently."""
 
 Tensors = list[Any]
+
+# How TFF compiles: TensorFlow optimizes each graph when it is first called; doing it here as well costs seconds and speaks to the terminal.
+NO_GRAPPLER = tf.compat.v1.ConfigProto()
+NO_GRAPPLER.graph_options.rewrite_options.disable_meta_optimizer = True
 
 
 class RoundPlan:
@@ -50,7 +53,7 @@ class RoundPlan:
 
     def __init__(self, process: tff.learning.templates.LearningProcess) -> None:
         self.process = process
-        form = tff.backends.mapreduce.get_map_reduce_form_for_computation(process.next)
+        form = tff.backends.mapreduce.get_map_reduce_form_for_computation(process.next, grappler_config=NO_GRAPPLER)
         self.prepare = Graph(form.prepare)
         self.zero = Graph(form.zero)
         self.accumulate = Graph(form.accumulate)
@@ -64,13 +67,10 @@ class RoundPlan:
         self.result_type: tff.Type = process.next.type_signature.result
         self.data_element: tff.Type = process.next.type_signature.parameter[1].member.element
 
-    @cached_property
-    def _initialize(self) -> Graph:
-        return Graph(tff.backends.mapreduce.get_state_initialization_computation(self.process.initialize))
-
     def initialize(self) -> Tensors:
-        """The state before the first round."""
-        return self._initialize()
+        """The state before the first round. Compiled for this one call: a graph that is kept keeps the weights."""
+        initialize = self.process.initialize
+        return Graph(tff.backends.mapreduce.get_state_initialization_computation(initialize, NO_GRAPPLER))()
 
     def work(self, dataset: tf.data.Dataset, broadcast: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
         """What a site sends for its data: arrays of the types in `sent`."""

@@ -28,11 +28,14 @@ def _dimensions(images: tf.Tensor) -> int:
 
 
 def standardized(kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
-    """Kernel with mean 0 and variance 1/fan-in for every output channel (the last axis), times a learned gain."""
+    """Kernel with mean 0 for every output channel (the last axis), variance 1/fan-in times a learned gain and `RELU_GAIN`.
+
+    The constant belongs to the activation that follows, relu(x) * RELU_GAIN; in the kernel it costs nothing when exported.
+    """
     axes = list(range(kernel.shape.rank - 1))
     fan_in = math.prod(kernel.shape[:-1])
     mean, variance = tf.nn.moments(kernel, axes, keepdims=True)
-    return (kernel - mean) * (tf.math.rsqrt(variance * fan_in + 1e-4) * gain)
+    return (kernel - mean) * (tf.math.rsqrt(variance * fan_in + 1e-4) * (RELU_GAIN * gain))
 
 
 def convolution(
@@ -53,13 +56,11 @@ def activated_convolution(
     weights: Weights, name: str, images: tf.Tensor, filters: int, normalization: Normalization, *, stride: int = 1
 ) -> tf.Tensor:
     """Convolution of size 3, the normalization named, ReLU."""
-    if normalization == "weight":
-        result = convolution(weights, name, images, filters, stride=stride, standardize=True)
-        return tf.nn.relu(result) * RELU_GAIN
     if normalization == "group":
         result = convolution(weights, name, images, filters, stride=stride, bias=False)
         return tf.nn.relu(group_normalization(weights, f"{name}/norm", result))
-    return tf.nn.relu(convolution(weights, name, images, filters, stride=stride))
+    standardize = normalization == "weight"
+    return tf.nn.relu(convolution(weights, name, images, filters, stride=stride, standardize=standardize))
 
 
 def group_normalization(weights: Weights, name: str, images: tf.Tensor) -> tf.Tensor:

@@ -62,6 +62,7 @@ class LiteModel:
         Raises
         ------
         ValueError : the tiles are not of the model's shape.
+        PublishError : LiteRT cannot run the model.
         """
         step = self.input_shape[0]
         if batch.shape[1:] != self.input_shape[1:] or not len(batch) or len(batch) % step:
@@ -71,7 +72,10 @@ class LiteModel:
         answers = []
         for first in range(0, len(batch), step):
             interpreter.set_tensor(self._input, batch[first : first + step])
-            interpreter.invoke()
+            try:
+                interpreter.invoke()
+            except RuntimeError as error:
+                raise PublishError(f"{self.path}: LiteRT cannot run it ({error}); publish or copy it again") from error
             answers.append(interpreter.get_tensor(self._output))
         return np.asarray(np.concatenate(answers), dtype=np.float32)
 
@@ -85,7 +89,7 @@ class LiteModel:
         return self._local.interpreter
 
     def _open(self) -> Any:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped,unused-ignore]
 
         try:
             interpreter = Interpreter(model_path=str(self.path), num_threads=self._threads)
@@ -98,9 +102,7 @@ class LiteModel:
         return interpreter
 
 
-def class_indices(
-    probabilities: npt.NDArray[np.float32], head: Literal["softmax", "sigmoid"]
-) -> npt.NDArray[np.uint8]:
+def class_indices(probabilities: npt.NDArray[np.float32], head: Literal["softmax", "sigmoid"]) -> npt.NDArray[np.uint8]:
     """The class of every voxel, uint8 of shape (spatial...), from probabilities (spatial..., outputs).
 
     softmax: the likeliest class. sigmoid: the likeliest foreground class where it is above 0.5, else background; the
@@ -109,14 +111,14 @@ def class_indices(
     best = np.argmax(probabilities, axis=-1)
     if head == "sigmoid":
         best = np.where(np.max(probabilities, axis=-1) > 0.5, best + 1, 0)
-    return best.astype(np.uint8)
+    return np.asarray(best, dtype=np.uint8)
 
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[IO[bytes]]:
     """Send what the process writes to stderr to the file that is yielded, C++ libraries included.
 
-    The file descriptor is the process's, so this holds for all threads: keep the time short. One thread at a time gets it.
+    The file descriptor is the process's, so this holds for all threads: keep the time short. Threads take turns.
     """
     with _stderr_lock, tempfile.TemporaryFile() as file:
         try:

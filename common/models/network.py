@@ -73,9 +73,10 @@ class Network:
         if len(set(names)) != len(names):
             raise ValueError(f"weights: expected unique names, found {sorted(n for n in names if names.count(n) > 1)}")
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, weights: Sequence[tf.Tensor], images: tf.Tensor) -> tf.Tensor:
         """Logits, float32, of the images' spatial shape with one channel an output of the head."""
-        return self._architecture(Weights(weights), images)
+        return self._architecture(Weights(weights), tf.convert_to_tensor(images))
 
     def initial_weights(self, seed: int) -> tuple[tf.Tensor, ...]:
         """The weights that training starts from; each depends on the seed and its own name alone."""
@@ -89,8 +90,7 @@ class Network:
 
 def _seed_of(seed: int, name: str) -> tf.Tensor:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return tf.constant([int.from_bytes(digest[:4], "little", signed=True)] * 1
-                       + [int.from_bytes(digest[4:8], "little", signed=True)], tf.int32)
+    return tf.constant([int.from_bytes(digest[start : start + 4], "little", signed=True) for start in (0, 4)], tf.int32)
 
 
 def zeros(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:

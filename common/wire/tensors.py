@@ -124,11 +124,15 @@ def encode_chunks(arrays: Sequence[Array], chunk_bytes: int = CHUNK_BYTES) -> It
 
 
 def decode(
-    buffer: bytes | bytearray | memoryview | mmap.mmap, expected: Sequence[TensorSpec] | None = None
+    buffer: bytes | bytearray | memoryview | mmap.mmap,
+    expected: Sequence[TensorSpec] | None = None,
+    *,
+    writable: bool = False,
 ) -> list[Array]:
-    """The tensors of a blob, as read-only views of `buffer` (which they keep alive); nothing is copied.
+    """The tensors of a blob, as views of `buffer` (which they keep alive); nothing is copied.
 
-    With `expected`, number, dtypes and shapes must be exactly those.
+    With `expected`, number, dtypes and shapes must be exactly those. The views are read-only unless `writable`, which
+    needs a writable buffer; TensorFlow can use writable memory without a copy.
 
     Raises
     ------
@@ -137,7 +141,8 @@ def decode(
         Every size is checked against the length of `buffer` before it is used.
     """
     try:
-        view = memoryview(buffer).toreadonly()
+        view = memoryview(buffer)
+        view = view if writable else view.toreadonly()
         view = view.cast("B") if view.nbytes else memoryview(b"")
     except (TypeError, ValueError) as error:
         raise WireError(f"tensor blob: expected contiguous bytes, found a buffer that is not ({error})") from error
@@ -172,10 +177,17 @@ def write_tensors(path: Path, arrays: Sequence[Array]) -> Stored:
         return writer.commit(writer.digest, writer.size)
 
 
-def read_tensors(path: Path, expected: Sequence[TensorSpec] | None = None, digest: bytes | None = None) -> list[Array]:
-    """The tensors of the file at `path`, as read-only views of the mapped file: pages are read when they are used.
+def read_tensors(
+    path: Path,
+    expected: Sequence[TensorSpec] | None = None,
+    digest: bytes | None = None,
+    *,
+    writable: bool = False,
+) -> list[Array]:
+    """The tensors of the file at `path`, as views of the mapped file: pages are read when they are used.
 
-    Replace such a file (as `write_tensors` does), never change it in place: the views would change with it.
+    Replace such a file (as `write_tensors` does), never change it in place: the views would change with it. What is
+    written to `writable` views stays in this process.
 
     Raises
     ------
@@ -186,7 +198,7 @@ def read_tensors(path: Path, expected: Sequence[TensorSpec] | None = None, diges
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise WireError(f"{path}: expected tensors, found an empty file; restore it or run the round again")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise WireError(f"{path}: expected a tensor file, found none; restore it or run the round again") from error
     except (OSError, ValueError) as error:
@@ -199,7 +211,7 @@ def read_tensors(path: Path, expected: Sequence[TensorSpec] | None = None, diges
                 "restore it or run the round again"
             )
     try:
-        return decode(mapped, expected)
+        return decode(mapped, expected, writable=writable)
     except WireError as error:
         raise WireError(f"{path}: {error}") from error
 

@@ -24,7 +24,6 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
-import common
 from common.cli import INTERRUPTED
 from common.errors import DataError, RunFolderError, UsageError
 from common.security.certificates import ensure_simulation_identities
@@ -108,6 +107,10 @@ def simulate(
     folder = RunFolder((run or Path("runs", f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}")).absolute())
     continued = folder.status.exists()
     folder.prepare(study)
+    if folder.is_finished():
+        console.print(Text(f"{study.name} is complete already, in {folder.path}"), soft_wrap=True)
+        _show_results(folder, console, json_output)
+        return 0
 
     def say(line: str) -> None:
         console.print(Text(line), soft_wrap=True)
@@ -267,7 +270,7 @@ class _Children:
 
 def _environment() -> dict[str, str]:
     """This process's, with the packages that it runs itself first on the path."""
-    root = str(Path(common.__file__).parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
 
@@ -406,7 +409,9 @@ class _Launch:
                 found = json.loads(self.folder.status.read_text(encoding="utf-8"))
                 own = isinstance(found, dict) and found.get("pid") == coordinator.process.pid
                 self._status = (
-                    complete({**found, "running": found.get("state") not in ENDED}, self.study) if own else None
+                    complete({**found, "running": found.get("state") not in ENDED, "simulated": True}, self.study)
+                    if own
+                    else None
                 )
                 self._seen = modified
         except (OSError, ValueError):

@@ -1,0 +1,97 @@
+"""Shared by all tests: what must be set before TensorFlow or gRPC load, studies of the smallest useful size, real data."""
+
+from __future__ import annotations
+
+import common  # noqa: F401  (sets what gRPC and TensorFlow read when they load; must come first)
+
+import sys  # noqa: E402
+import textwrap  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+from common.study import Study, parse_study  # noqa: E402
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tensorflow() -> None:
+    """TensorFlow with the one intra-op thread that the test studies ask for; loaded once."""
+    from common.learning.runtime import configure_tensorflow
+
+    configure_tensorflow(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _configure_what_is_loaded() -> None:
+    """Test modules that import TensorFlow have loaded it by now; no operation has run yet."""
+    if "tensorflow" in sys.modules:
+        from common.learning.runtime import configure_tensorflow
+
+        configure_tensorflow(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_tff_workers() -> Iterator[None]:
+    """TFF's native context starts a `worker_binary` that outlives a process that dies by an exception."""
+    yield
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        if "worker_binary" in child.name():
+            child.kill()
+
+
+TINY_STUDY = """
+study: tiny
+seed: 11
+task:
+  dimensions: {dimensions}
+  channels: 1
+  classes: [background, cell]
+model: {{filters: 4, depth: 2, head: {head}, normalization: {normalization}}}
+preprocessing:
+  patch: {patch}
+training:
+  algorithm: {algorithm}
+  {proximal}
+  rounds: 2
+  batch_size: 2
+  patches_per_epoch: 6
+  client_optimizer: {{name: {client}, learning_rate: 0.01}}
+cohort:
+  sites: [alpha, beta]
+  deadline: 2m
+evaluation:
+  validation_fraction: 0.34
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_study() -> Callable[..., Study]:
+    """Makes a study with the smallest U-Net: `tiny_study(dimensions=3, algorithm="fedprox")`."""
+
+    def make(
+        *,
+        dimensions: int = 2,
+        algorithm: str = "fedavg",
+        mu: float | None = None,
+        head: str = "softmax",
+        normalization: str = "weight",
+        client: str = "sgd",
+    ) -> Study:
+        text = TINY_STUDY.format(
+            dimensions=dimensions,
+            head=head,
+            normalization=normalization,
+            patch=[16] * dimensions,
+            algorithm=algorithm,
+            proximal=f"proximal_mu: {mu}" if mu is not None else "",
+            client=client,
+        )
+        return parse_study(textwrap.dedent(text))
+
+    return make

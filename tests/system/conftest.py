@@ -1,0 +1,243 @@
+"""What the system tests share: tiny generated data, a tiny study, and processes that end with the test that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.security.certificates import ensure_simulation_identities
+from server.run_folder import RunFolder
+from server.simulation.hospitals import generate_hospitals
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 300.0  # seconds until a test gives up: many times what a step takes on two idle cores
+
+# One study for everything whose weights are compared. A round trains long enough to be caught at it.
+STUDY = """\
+study: tiny
+seed: 3
+task: {dimensions: 2, channels: 3, classes: [background, cell], labels: instances}
+model: {filters: 4, depth: 2, head: sigmoid}
+preprocessing: {patch: [32, 32]}
+training: {rounds: 3, patches_per_epoch: 160, batch_size: 4}
+cohort: {sites: [east, north], quorum: 2, deadline: 10m}
+publishing: {variants: [float32, dynamic_range], tile: [64, 64]}
+"""
+
+# One round and nothing around it, for what needs a coordinator more than its weights.
+SHORT_STUDY = """\
+study: short
+seed: 3
+task: {dimensions: 2, channels: 3, classes: [background, cell], labels: instances}
+model: {filters: 4, depth: 2, head: sigmoid}
+preprocessing: {patch: [32, 32]}
+training: {rounds: 1, patches_per_epoch: 8, batch_size: 4}
+cohort: {sites: [east, north], quorum: 2, deadline: 10m}
+evaluation: {validation_fraction: 0, holdout: false}
+publishing: {variants: [float32], tile: [64, 64]}
+"""
+
+
+def environment(first: Path | None = None) -> dict[str, str]:
+    """This process's, with the packages under test (and before them `first`) on the path."""
+    path = [str(first)] if first is not None else []
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
+
+
+def command(name: str, *arguments: str | Path) -> list[str]:
+    """A call of `wardround` or `wardround-site`."""
+    module = {"wardround": "server.cli", "wardround-site": "client.cli"}[name]
+    return [sys.executable, "-P", "-m", module, *map(str, arguments)]
+
+
+def call(name: str, *arguments: str | Path, first: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    return subprocess.run(
+        command(name, *arguments), env=environment(first), capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+class Process:
+    """A command that runs beside the test; what it says goes to a file."""
+
+    def __init__(self, name: str, arguments: Sequence[str | Path], log: Path) -> None:
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            self.popen = subprocess.Popen(
+                command(name, *arguments), env=environment(), stdout=file, stderr=file, stdin=subprocess.DEVNULL
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, as when memory runs out or the power goes."""
+        self.popen.send_signal(signal.SIGKILL)
+        self.popen.wait()
+
+    def end(self) -> int:
+        """Its exit code, once it has ended."""
+        try:
+            return self.popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{self.popen.args} does not end; it said:\n{self.said()[-3000:]}")
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class Setting:
+    """A study on this machine: its file, its data, identities and run folder, and the processes started for it.
+
+    A coordinator or site needs `identities` to be made before; a simulation makes its own.
+    """
+
+    def __init__(self, folder: Path, study: str, data: Path) -> None:
+        self.folder = folder
+        self.data = data
+        self.study = folder / "study.yaml"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.study.write_text(study)
+        self.run = RunFolder(folder / "run")
+        self.processes: list[Process] = []
+        self.address = ""
+
+    def identities(self, *sites: str) -> None:
+        """Makes the certificates that `coordinator` and `site` use."""
+        name = self.study.read_text().split()[1]
+        ensure_simulation_identities(self.run.identity, name, sites, ["127.0.0.1"])
+
+    def coordinator(self, *, listen: str = "127.0.0.1:0", holdout: bool = False) -> Process:
+        """Starts the coordinator and waits until it has its address."""
+        options: list[str | Path] = ["--run", self.run.path, "--listen", listen]
+        if holdout:
+            options += ["--holdout", self.data / "holdout"]
+        process = self._start("wardround", ["coordinator", self.study, *options], self.folder / "coordinator.log")
+        self.until(lambda status: status.get("pid") == process.popen.pid and status.get("address"), process)
+        self.address = self.status()["address"]
+        return process
+
+    def site(self, *sites: str, study: Path | None = None, identity: Path | None = None) -> Process:
+        """Starts one process that hosts these sites."""
+        arguments: list[str | Path] = ["start", study or self.study, "--coordinator", self.address]
+        for site in sites:
+            arguments += ["--site", site, "--data", self.data / site, "--work", self.folder / "sites" / site]
+            arguments += ["--identity", identity or self.run.identity / "sites" / site]
+        log = self.folder / f"{'+'.join(sites)}-{len(self.processes)}.log"
+        return self._start("wardround-site", arguments, log)
+
+    def simulate(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        """Runs `wardround simulate` on the study to its end."""
+        return call("wardround", "simulate", self.study, "--data", self.data, "--run", self.run.path, *flags)
+
+    def _start(self, name: str, arguments: Sequence[str | Path], log: Path) -> Process:
+        process = Process(name, arguments, log)
+        self.processes.append(process)
+        return process
+
+    def status(self) -> dict[str, Any]:
+        """What the coordinator last wrote of itself; {} before that."""
+        try:
+            found: dict[str, Any] = json.loads(self.run.status.read_text())
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def until(self, condition: Callable[[dict[str, Any]], Any], *alive: Process) -> dict[str, Any]:
+        """Waits for a status that meets the condition, as long as these processes live; returns that status."""
+        end = time.monotonic() + PATIENCE
+        while not condition(status := self.status()):
+            for process in alive:
+                assert process.popen.poll() is None, f"ended in between, and said:\n{process.said()[-3000:]}"
+            assert time.monotonic() < end, f"waited in vain; the status is {json.dumps(status, indent=1)}"
+            time.sleep(0.02)
+        return status
+
+    def weights(self) -> dict[str, bytes]:
+        """The bytes of every model that the run kept, by file name."""
+        return {path.name: path.read_bytes() for path in sorted(self.run.models.glob("*.tensors"))}
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """The rows of a CSV file of the run."""
+        with (self.run.path / name).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def left_behind(self) -> list[str]:
+        """The processes on this machine that have the run folder in their arguments."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                arguments = path.read_bytes().decode(errors="replace").replace("\0", " ")
+                if str(self.run.path) in arguments:
+                    found.append(arguments)
+        return found
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.popen.poll() is None:
+                process.kill()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `east`, `north` and `south` with five small images each, and a holdout."""
+    folder = tmp_path_factory.mktemp("system") / "hospitals"
+    generate_hospitals(
+        folder, seed=1, images_per_site={"east": 5, "north": 5, "south": 5}, holdout_per_site=1, size=64
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wardround() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command to its end: `wardround(name, *arguments)`."""
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_study() -> str:
+    return STUDY
+
+
+@pytest.fixture(scope="session")
+def short_study() -> str:
+    return SHORT_STUDY
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Callable[[str], Setting]]:
+    """Makes a setting of a study; its processes are gone at the end of the module."""
+    made: list[Setting] = []
+
+    def make(study: str) -> Setting:
+        made.append(Setting(tmp_path_factory.mktemp("setting"), study, data))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Setting, subprocess.CompletedProcess[str]]:
+    """The tiny study, simulated with all sites in one process; every other way must end in its weights."""
+    made = Setting(tmp_path_factory.mktemp("undisturbed"), STUDY, data)
+    return made, made.simulate("--in-process")
+
+
+@pytest.fixture(scope="session")
+def without_tensorflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that, first on the path, ends whoever imports TensorFlow."""
+    folder = tmp_path_factory.mktemp("without")
+    for name in ("tensorflow", "tensorflow_federated"):
+        (folder / f"{name}.py").write_text("raise SystemExit('error: TensorFlow was loaded')\n")
+    return folder
