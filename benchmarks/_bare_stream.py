@@ -25,7 +25,7 @@ from common.security.certificates import load_identity
 from common.wire.channel import CHANNEL_OPTIONS, SERVER_OPTIONS, Address, channel_credentials, server_credentials
 from common.wire.tensors import CHUNK_BYTES
 
-import grpc  # type: ignore[import-untyped]  # isort: skip  (after the channel, which restricts its TLS)
+import grpc  # isort: skip  (after the channel, which restricts its TLS)
 
 Mode = Literal["bare", "durable"]
 

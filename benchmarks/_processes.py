@@ -73,7 +73,7 @@ class Processes:
         if not line:
             process.wait(5)
             self.check()
-            raise RuntimeError(f"{process.args}: ended without a word")
+            raise RuntimeError(f"{process.args!r}: ended without a word")
         return line.rstrip("\n")
 
 

@@ -1,12 +1,12 @@
 """What does it cost to add one update to the sum?
 
-Compared in the same run, alternating: the coordinator's way (the plan's `accumulate`, the update read from its file as the
-coordinator reads it) and NumPy's `total += weight * update` in place, the arrays read from the same file in the same way.
-A third column is NumPy with the update in memory already, the least that a sum can cost.
+Compared in the same run, alternating: the coordinator's way (the plan's `accumulate`, the update read from its file as
+the coordinator reads it) and NumPy's `total += weight * update` in place, the arrays read from the same file in the
+same way. A third column is NumPy with the update in memory already.
 
-How to read it: medians in seconds over the repetitions, of one update of all weights; "ratio" is the plan's time divided by
-NumPy's over the same file. The file was written just before, so it is in the page cache, as a received update is. "largest
-difference" is between the two sums after all repetitions, in units of the largest value of the sum.
+How to read it: medians in seconds over the repetitions, of one update of all weights; "ratio" is the plan's time
+divided by NumPy's over the same file. The file was written just before, so it is in the page cache, as a received
+update is. "difference" is the largest one between the two sums at the end, relative to the largest value of the sum.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHOWN = {
     "numpy_seconds": "NumPy s",
     "memory_seconds": "NumPy in memory s",
     "ratio": "ratio",
-    "difference": "largest difference",
+    "difference": "difference",
 }
 
 
@@ -83,13 +83,13 @@ def measure(filters: int, repetitions: int, threads: int, path: Path) -> dict[st
         "filters": filters,
         "parameters": sum(int(np.prod(spec.shape)) for spec in plan.sent if spec.shape),
         **{f"{name}_seconds": value for name, value in medians.items()},
-        "ratio": medians["plan"] / medians["numpy"],
-        "difference": difference / largest,
+        "ratio": round(medians["plan"] / medians["numpy"], 3),
+        "difference": f"{difference / largest:.0e}",
     }
 
 
 def _update(specs: Sequence[TensorSpec]) -> list[Array]:
-    """An update as a site sends it: values about those of a real one, and 1 for every scalar (the weight among them)."""
+    """An update as a site sends it: values as small as a real one's, and 1 for every scalar (the weight among them)."""
     random = np.random.default_rng(0)
     return [
         random.standard_normal(spec.shape, np.float32) * np.float32(1e-3) if spec.shape else np.ones((), spec.dtype)

@@ -140,9 +140,9 @@ def measure(folder: Path, filters: int, count: int, rounds: int, copies: int, th
         "round_seconds": round_seconds,
         "bare_seconds": bare,
         "durable_seconds": durable,
-        "to_bare": round_seconds / bare,
-        "to_durable": round_seconds / durable,
-        "bytes_ratio": moved / (2 * count * model_bytes),
+        "to_bare": round(round_seconds / bare, 3),
+        "to_durable": round(round_seconds / durable, 3),
+        "bytes_ratio": round(moved / (2 * count * model_bytes), 5),
         **json.loads((run.path / _OUTCOME).read_text()),
         "launch_seconds": round(opened[0] - launched, 2),
         "call_seconds": median([float(row["seconds_round"]) for row in ledger]),
@@ -189,7 +189,7 @@ def _coordinator(options: argparse.Namespace) -> None:
         return {"publication": {"version": "none", "folder": "none"}}
 
     common.learning.plan.build_plan = build_and_hand_out
-    coordinator._report = instead_of_publishing
+    coordinator._report = instead_of_publishing  # type: ignore[assignment]
     coordinator.run(study, run, listen="127.0.0.1:0", identity=run.identity / "coordinator", holdout=None)
 
     from server.state import load_weights

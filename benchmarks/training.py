@@ -2,13 +2,14 @@
 
 Compared in the same process, alternating: images per second of the plan's `work` (what a site does in a round) and of
 `keras.Model.fit` of the same U-Net, built of Keras layers. Both get the same data (tensors made beforehand, through
-`tf.data`), the same loss (cross-entropy and Dice), Adam at 1e-3, the same batches. Before anything is timed the two networks
-are given the same weights, and must answer the same to the same images. Without normalization the Keras model is made of
-Conv2D, ReLU, MaxPooling2D and Conv2DTranspose (in 3D of Conv3D with stride 2 in place of the pooling); with standardized
-weights its convolutions are a small layer of their own that computes the same.
+`tf.data`), the same loss (cross-entropy and Dice), Adam at 1e-3, the same batches. Before anything is timed the two
+networks are given the same weights, and must answer the same to the same images. Without normalization the Keras model
+is made of Conv2D, ReLU, MaxPooling2D and Conv2DTranspose (in 3D of Conv3D, with stride 2 in place of the pooling, and
+Conv3DTranspose); with standardized weights its convolutions are a small layer of their own that computes the same.
 
 How to read it: medians over the repetitions; "ratio" is the plan's images per second divided by Keras's, so 1 means
-that the plan costs nothing and more than 1 that it is faster. The first call of each is not timed: it compiles the graph.
+that the plan costs nothing and more than 1 that it is faster. The first call of each is not timed: it compiles the
+graph.
 """
 
 from __future__ import annotations
@@ -130,9 +131,9 @@ def measure(case: Case, batches: int, repetitions: int, threads: int) -> dict[st
         "depth": case.depth,
         "parameters": network.parameters,
         "threads": threads,
-        "work_images": batches * case.batch / work,
-        "fit_images": batches * case.batch / fit,
-        "ratio": fit / work,
+        "work_images": round(batches * case.batch / work, 3),
+        "fit_images": round(batches * case.batch / fit, 3),
+        "ratio": round(fit / work, 3),
     }
 
 
@@ -154,15 +155,15 @@ def keras_unet(case: Case) -> Any:
     """The network of `common.models.unet` as a functional Keras model; its weights come in the same order."""
     import tensorflow as tf
 
-    from common.models.layers import RELU_GAIN, standardized
+    from common.models.layers import standardized
 
     layers = tf.keras.layers
     dimensions = len(case.patch)
     convolution = {2: layers.Conv2D, 3: layers.Conv3D}[dimensions]
     transposed = {2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}[dimensions]
 
-    class StandardizedConvolution(layers.Layer):  # type: ignore[misc]
-        """Convolution with a standardized kernel, ReLU, and the gain that keeps the variance."""
+    class StandardizedConvolution(layers.Layer):  # type: ignore[misc,name-defined]
+        """Convolution with a standardized kernel, then ReLU."""
 
         def __init__(self, filters: int, stride: int) -> None:
             super().__init__()
@@ -177,7 +178,7 @@ def keras_unet(case: Case) -> Any:
         def call(self, images: tf.Tensor) -> tf.Tensor:
             kernel = standardized(self.kernel, self.gain)
             result = tf.nn.convolution(images, kernel, strides=self._stride, padding="SAME")
-            return tf.nn.relu(tf.nn.bias_add(result, self.bias)) * RELU_GAIN
+            return tf.nn.relu(tf.nn.bias_add(result, self.bias))
 
     def convolve(images: Any, filters: int, stride: int = 1) -> Any:
         if case.normalization == "weight":
@@ -198,8 +199,7 @@ def keras_unet(case: Case) -> Any:
         filters = case.filters * 2**level
         images = layers.Concatenate()([skips[level], transposed(filters, 2, strides=2, padding="same")(images)])
         images = block(images, filters)
-    model = tf.keras.Model(inputs, convolution(2, 1)(images))
-    return model
+    return tf.keras.Model(inputs, convolution(2, 1)(images))
 
 
 if __name__ == "__main__":

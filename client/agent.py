@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 
 from client.datasets import Cancelled
 from client.transfer import BroadcastStore, join_scalars, upload
@@ -115,7 +115,7 @@ class Agent:
             str(self._address), channel_credentials(self._identity), options=CHANNEL_OPTIONS
         ) as channel:
             self._channel = channel
-            stub = rpc.FederationStub(channel)
+            stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call]
             stream = stub.Attend(_drain(outbox))
             tasks = _Inbox(stream, self._superseded, self._check)
             try:
@@ -145,7 +145,9 @@ class Agent:
     def _do(self, task: pb.Task, stub: Any, outbox: queue.SimpleQueue[pb.SiteMessage | None]) -> None:
         kind = _KINDS.get(task.name.kind)
         if kind is None:
-            raise PlanMismatchError(f"task of kind {task.name.kind}: not known to this version; install the coordinator's")
+            raise PlanMismatchError(
+                f"task of kind {task.name.kind}: not known to this version; install the coordinator's"
+            )
         self._superseded.clear()
         number = task.name.round
         last = 0.0
@@ -206,7 +208,9 @@ class Agent:
         if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
             raise IdentityError(f"the coordinator at {self._address} refuses this site: {details}") from error
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            raise NetworkError(f"{self._address}: something answers there that is no coordinator; check the address") from error
+            raise NetworkError(
+                f"{self._address}: something answers there that is no coordinator; check the address"
+            ) from error
         if refusal := re.search(r"CERTIFICATE_VERIFY_FAILED: ([^;:)]*)|(Peer name [^;)]*)", details):
             raise IdentityError(
                 f"the coordinator at {self._address} is not the one this site's identity was made for "
@@ -217,7 +221,9 @@ class Agent:
 class _Inbox:
     """Reads the coordinator's messages in a thread, so that a newer task can end the work on an older one."""
 
-    def __init__(self, stream: Any, superseded: threading.Event, check: Callable[[pb.CoordinatorMessage], None]) -> None:
+    def __init__(
+        self, stream: Any, superseded: threading.Event, check: Callable[[pb.CoordinatorMessage], None]
+    ) -> None:
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._superseded = superseded
         threading.Thread(target=self._read, args=(stream, check), daemon=True, name="wardround-inbox").start()

@@ -33,9 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     start.add_argument("study", type=Path, metavar="STUDY", help="the coordinator's study file")
     start.add_argument("--site", action="append", required=True, help="this site's name, as in the study")
     start.add_argument("--data", action="append", type=Path, required=True, help="folder with images/ and labels/")
-    start.add_argument("--identity", action="append", type=Path, required=True, help="folder with this site's certificate")
+    start.add_argument(
+        "--identity", action="append", type=Path, required=True, help="folder with this site's certificate"
+    )
     start.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="where to dial")
-    start.add_argument("--work", action="append", type=Path, help="folder for this site's own files (default: wardround-SITE)")
+    start.add_argument(
+        "--work", action="append", type=Path, help="folder for this site's own files (default: wardround-SITE)"
+    )
     start.set_defaults(handler=_start)
 
     check = commands.add_parser("check", help="check this site's images and labels against a study, without connecting")
@@ -66,7 +70,9 @@ def _start(options: argparse.Namespace) -> int:
         raise UsageError("--site, --data, --identity and --work: give each the same number of times, in the same order")
     for site in options.site:
         if site not in study.cohort.sites:
-            raise UsageError(f"--site {site}: not in the study's cohort ({', '.join(study.cohort.sites)}); correct the name")
+            raise UsageError(
+                f"--site {site}: not in the study's cohort ({', '.join(study.cohort.sites)}); correct the name"
+            )
     address = parse_address(options.coordinator)
     identities = []
     for site, folder in zip(options.site, options.identity, strict=True):
@@ -79,7 +85,9 @@ def _start(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     datasets = [SiteDataset(study, site, data) for site, data in zip(options.site, options.data, strict=True)]
     for site, dataset in zip(options.site, datasets, strict=True):
-        logging.info("%s: %d training and %d validation cases", site, len(dataset.training_cases), len(dataset.validation_cases))
+        logging.info(
+            "%s: %d training and %d validation cases", site, len(dataset.training_cases), len(dataset.validation_cases)
+        )
 
     configure_tensorflow(study.training.threads)
     from client.agent import Agent
@@ -110,7 +118,8 @@ def _run(agents: list[Any], sites: list[str]) -> int:
                 other.stop()
 
     threads = [
-        threading.Thread(target=attend, args=pair, name=f"wardround-{pair[1]}") for pair in zip(agents, sites, strict=True)
+        threading.Thread(target=attend, args=pair, name=f"wardround-{pair[1]}")
+        for pair in zip(agents, sites, strict=True)
     ]
 
     stopped: list[int] = []
@@ -140,7 +149,9 @@ class _Reporter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunFolderError(f"{folder}: the work folder cannot be made ({error.strerror}); choose another --work") from error
+            raise RunFolderError(
+                f"{folder}: the work folder cannot be made ({error.strerror}); choose another --work"
+            ) from error
         self._path = folder / "status.json"
         self._fields: dict[str, Any] = {"study": study.name, "site": site, "state": "starting"}
         self({})
@@ -161,7 +172,9 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(counts))
     else:
-        print(f"{options.data}: {counts['training_cases']} training and {counts['validation_cases']} validation cases, all fit")
+        print(
+            f"{options.data}: {counts['training_cases']} training and {counts['validation_cases']} validation cases, all fit"
+        )
     return 0
 
 
@@ -184,4 +197,3 @@ def _status(options: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-

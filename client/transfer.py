@@ -44,8 +44,10 @@ class BroadcastStore:
                 digest.update(chunk.data)
                 position = end
             if position != buffer.size or digest.digest() != task.broadcast.sha256:
-                raise WireError(f"broadcast: {position} of {buffer.size} bytes arrived, or damaged; it is fetched again")
-            self._tensors = decode(memoryview(buffer))
+                raise WireError(
+                    f"broadcast: {position} of {buffer.size} bytes arrived, or damaged; it is fetched again"
+                )
+            self._tensors = decode(buffer.data)
             self._digest = task.broadcast.sha256
         self.seconds = time.monotonic() - started
         return self._tensors
@@ -62,7 +64,9 @@ def join_scalars(tensors: Sequence[Array], scalars: bytes, expected: Sequence[An
     joined = [next(large if spec.shape else small, None) for spec in expected]
     found = specs_of([value for value in joined if value is not None])
     if found != tuple(expected):
-        raise WireError("broadcast: its tensors are not of the types that the plan says; are both sides of one version?")
+        raise WireError(
+            "broadcast: its tensors are not of the types that the plan says; are both sides of one version?"
+        )
     return [value for value in joined if value is not None]
 
 
@@ -84,4 +88,5 @@ def upload(stub: Any, header: pb.UploadHeader, tensors: Sequence[Array]) -> pb.U
             yield pb.UploadMessage(data=bytes(chunk))
         yield pb.UploadMessage(blob=pb.Blob(sha256=digest.digest(), size=size))
 
-    return stub.Upload(messages())
+    receipt: pb.UploadReceipt = stub.Upload(messages())
+    return receipt

@@ -1,11 +1,11 @@
 """What coordinator and site agree on: study, learning plan, models, imaging, metrics, wire. Knows nothing of either.
 
-Two libraries read their settings from the environment when they are first imported, so they are set here, where every
-entry point passes.
+Libraries read their settings when they are first imported, so they are set here, where every entry point passes.
 """
 
 import os
 import sys
+import warnings
 
 # gRPC: TLS 1.3 only; see common/wire/channel.py. Where gRPC is loaded already it would be too late, and must show.
 if "grpc" not in sys.modules:
@@ -13,3 +13,8 @@ if "grpc" not in sys.modules:
 
 # TensorFlow: errors of the devices it looks for and does not find are not the user's.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# What these libraries would say on the terminal is not for the user: gRPC's raw words on a failed handshake (ours follow)
+# and a note to the authors of one of their dependencies.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")

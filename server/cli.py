@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, handler, summary in (
         ("evaluate", _evaluate, "evaluate a model of a run on the holdout"),
-        ("publish", _publish, "publish a model of a run, quantized and signed"),
+        ("publish", _publish, "publish a model of a run, quantized and measured"),
     ):
         added = command(name, handler, summary)
         _add_run(added)

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 
 from common.errors import DataError, NetworkError, RunFolderError, UsageError, WardroundError
 from common.learning.runtime import configure_tensorflow
@@ -166,9 +166,7 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
     federation.finish(f"study {study.name} is complete after {outcome.rounds} rounds")
     await federation.drained()
     status.set(state="publishing")
-    report = await asyncio.to_thread(
-        _report, study, run, outcome.best_round, outcome.best_score, evaluated, started
-    )
+    report = await asyncio.to_thread(_report, study, run, outcome.best_round, outcome.best_score, evaluated, started)
     journal.note("published", version=report["publication"]["version"])
     journal.close()
     status.set(state="finished", published=report["publication"]["folder"])
@@ -208,7 +206,9 @@ def _open_holdout(study: Study, folder: Path | None) -> _Evaluated | None:
     if folder is None or not study.evaluation.holdout:
         return None
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the coordinator's own labelled images with --holdout, or leave it out")
+        raise DataError(
+            f"{folder}: no such folder; give the coordinator's own labelled images with --holdout, or leave it out"
+        )
     return _Evaluated(study, Holdout(study, folder))
 
 
@@ -308,7 +308,12 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], drop_from_round: i
 
 
 def _report(
-    study: Study, run: RunFolder, best_round: int, score: float | None, evaluated: _Evaluated | None, started: float | None
+    study: Study,
+    run: RunFolder,
+    best_round: int,
+    score: float | None,
+    evaluated: _Evaluated | None,
+    started: float | None,
 ) -> dict[str, Any]:
     """Evaluates and publishes one round's weights, and writes `report.json`."""
     from server.publishing import publish as publish_files

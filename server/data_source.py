@@ -54,7 +54,7 @@ class SiteDataIterator(tff.program.FederatedDataSourceIterator):  # type: ignore
 
     def to_bytes(self) -> bytes:
         """The position, sites and type."""
-        type_bytes = tff.types.serialize_type(self._type).SerializeToString()
+        type_bytes: bytes = tff.types.serialize_type(self._type).SerializeToString()
         head = "\0".join([str(self._next), *self._sites]).encode()
         return len(head).to_bytes(4, "little") + head + type_bytes
 

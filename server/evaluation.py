@@ -283,7 +283,7 @@ class ForwardPass:
     """
 
     def __init__(self, study: Study, network: Network) -> None:
-        import tensorflow as tf  # type: ignore[import-untyped,unused-ignore]
+        import tensorflow as tf
 
         from common.models import probabilities
 

@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow_federated as tff
 
 from common.errors import TrainingError, WireError
-from common.learning.graph import Graph, flatten, to_numpy, unflatten
+from common.learning.graph import Graph, flatten, leaf_types, to_numpy, unflatten
 from common.learning.plan import NO_GRAPPLER, RoundPlan, StudyPlan
 from common.study import Study
 from common.wire.tensors import Array, Stored, encode_chunks, encoded_size, read_tensors
@@ -118,6 +118,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self.study: Study = plan.study
         self.connections: dict[str, Connection] = {}
         self.call: Call | None = None
+        self.begun = False
         self.finished: str | None = None
         self.notice = ""
         self._updates = updates
@@ -127,9 +128,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self._graphs: dict[int, Graph] = {}
         self._computations: list[tff.Computation] = []  # keeps ids alive
         self._calls: dict[int, tuple[Kind, RoundPlan]] = {id(plan.train.process.next): (Kind.TRAIN, plan.train)}
-        self._local: dict[int, Callable[[], Sequence[Any]]] = {
-            id(plan.train.process.initialize): plan.train.initialize
-        }
+        self._local: dict[int, Callable[[], Sequence[Any]]] = {id(plan.train.process.initialize): plan.train.initialize}
         if plan.evaluate is not None:
             self._calls[id(plan.evaluate.process.next)] = (Kind.EVALUATE, plan.evaluate)
 
@@ -148,7 +147,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             graph = self._graph(comp)
             arguments = flatten(arg, graph.parameter) if graph.parameter is not None else []
             leaves = await asyncio.to_thread(graph, *arguments)
-        return unflatten(to_numpy(leaves), result_type)
+        return unflatten(leaves, result_type)
 
     def _graph(self, comp: tff.Computation) -> Graph:
         if id(comp) not in self._graphs:
@@ -169,6 +168,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         call = Call(Round(kind, number, sites, quorum), plan, broadcast, deadline)
         self._journal.opened(kind.value, number, sites, broadcast.digest)
         self.call = call
+        self.begun = True
         for site in sites:
             self.give_task(site)
         summing = asyncio.create_task(self._sum(call))
@@ -185,7 +185,9 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                 stored.path.unlink(missing_ok=True)
         self.call = None
         self._changed()
-        return unflatten(to_numpy(leaves), plan.result_type)
+        state_leaves = len(leaf_types(plan.state_type))
+        # The state stays in TensorFlow's memory, where the next round wants it; metrics are for everyone.
+        return unflatten([*leaves[:state_leaves], *to_numpy(leaves[state_leaves:])], plan.result_type)
 
     async def _until_closed(self, call: Call) -> None:
         while not call.round.complete:
@@ -312,4 +314,3 @@ def _accumulate(plan: RoundPlan, total: list[Any], stored: Stored) -> list[Any]:
             "again with the same command"
         ) from error
     return plan.accumulate(*total, *update)
-

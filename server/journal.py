@@ -98,7 +98,8 @@ class Journal:
         try:
             with self._lock:
                 self._database.execute(
-                    "INSERT INTO events (at, event, kind, round, attempt, site, detail) VALUES (?, ?, ?, ?, ?, ?, ?)", row
+                    "INSERT INTO events (at, event, kind, round, attempt, site, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    row,
                 )
         except sqlite3.Error as error:
             raise RunFolderError(

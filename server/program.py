@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import copy
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,7 @@ async def run_study(
     )
     saved, done = await states.load_latest(beginning)
     program = beginning if saved is None else saved
+    saving = asyncio.create_task(_nothing())
     for number in range(done + 1, rounds + 1):
         data = program["training_data"].select()
         state, metrics = await tff.program.materialize_value(learning.train.next(program["state"], data))
@@ -101,8 +103,13 @@ async def run_study(
         if holdout:
             row["holdout"] = holdout
         await asyncio.gather(*(manager.release(row, number) for manager in releases.metrics))
-        await states.save(program, number)
+        await saving
+        # The next round begins while this one's state is written; what a crash loses then is trained again to the same bits.
+        saving = asyncio.create_task(
+            states.save(collections.OrderedDict((k, copy.copy(v)) for k, v in program.items()), number)
+        )
         releases.best_changed(int(program["best_round"]), score and float(program["best_score"]))
+    await saving
     best_score = float(program["best_score"])
     return Outcome(rounds, int(program["best_round"]), best_score if best_score >= 0 else None)
 
@@ -124,5 +131,5 @@ async def _evaluate(
     )
 
 
-async def _nothing() -> Metrics:
+async def _nothing() -> Any:
     return {}

@@ -147,7 +147,7 @@ def convert(
     ------
     PublishError : TensorFlow's converter refuses.
     """
-    import tensorflow as tf  # type: ignore[import-untyped,unused-ignore]
+    import tensorflow as tf
 
     from common.models import probabilities
     from common.models.lite import captured_stderr
@@ -192,7 +192,7 @@ def float_operations(model: bytes) -> tuple[Counter[str], int]:
 
     Operations that only change the format, QUANTIZE and DEQUANTIZE, are in neither.
     """
-    from ai_edge_litert import schema_py_generated as schema  # type: ignore[import-untyped,unused-ignore]
+    from ai_edge_litert import schema_py_generated as schema
 
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     floating = {schema.TensorType.FLOAT32, schema.TensorType.FLOAT16}
@@ -496,7 +496,7 @@ def _model_card(
         "that it is safe to diagnose or treat with. Check its results on images of your own before you rely on them.",
         f"Input: one tile of {tile} voxels ({axes}), prepared as `intensity: {study.preprocessing.intensity}` in "
         f"`study.yaml`. Output: probabilities of {', '.join(_outputs(study))} ({study.model.head}). Larger images are "
-        f"cut into tiles that overlap by {study.evaluation.overlap:.0%}; `wardround-site predict` does all of this.",
+        f"cut into tiles that overlap by {study.evaluation.overlap:.0%}.",
         "## Data",
         f"Trained on the images of {len(study.cohort.sites)} sites: {', '.join(study.cohort.sites)}. The images stayed "
         "at their sites; updates of the model's weights were combined."

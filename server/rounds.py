@@ -113,8 +113,16 @@ class Round:
         if self.wants(site):
             self.answers[site].stage, self.answers[site].reason = Stage.FAILED, reason
 
-    def received(self, site: str, update: Stored, *, cases: int = 0, download: float = 0.0, work: float = 0.0,
-                 upload: float = 0.0) -> None:
+    def received(
+        self,
+        site: str,
+        update: Stored,
+        *,
+        cases: int = 0,
+        download: float = 0.0,
+        work: float = 0.0,
+        upload: float = 0.0,
+    ) -> None:
         """The site's update is on disk."""
         if self.wants(site):
             answer = self.answers[site]

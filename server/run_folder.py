@@ -123,7 +123,9 @@ class RunFolder:
         except FileNotFoundError:
             status = {"format": STATUS_FORMAT, "state": "starting", "sites": {}}
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self.status}: cannot be read ({error}); is the coordinator still writing?") from error
+            raise RunFolderError(
+                f"{self.status}: cannot be read ({error}); is the coordinator still writing?"
+            ) from error
         status["running"] = self.is_locked()
         return status
 
@@ -145,4 +147,6 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
-        raise RunFolderError(f"{path}: cannot be written ({error.strerror}); check its folder and free space") from error
+        raise RunFolderError(
+            f"{path}: cannot be written ({error.strerror}); check its folder and free space"
+        ) from error

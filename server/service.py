@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 
 from common.errors import RunFolderError, WardroundError, WireError
 from common.security.certificates import peer_name
@@ -21,7 +21,7 @@ from server.rounds import Kind, Stage
 _KINDS = {Kind.TRAIN: pb.TRAIN, Kind.EVALUATE: pb.EVALUATE}
 
 
-class FederationService(rpc.FederationServicer):  # type: ignore[misc]
+class FederationService(rpc.FederationServicer):
     """One study's service. Every refusal has a gRPC status and a sentence that the site shows its operator."""
 
     def __init__(self, federation: Federation) -> None:
@@ -58,7 +58,7 @@ class FederationService(rpc.FederationServicer):  # type: ignore[misc]
                     return
                 if isinstance(item, str):
                     yield self._message(connection.site, finished=pb.Finished(reason=item))
-                elif item is self._federation.call:
+                elif isinstance(item, Call) and item is self._federation.call:
                     yield self._message(connection.site, task=_task(item))
         finally:
             reading.cancel()
@@ -84,7 +84,9 @@ class FederationService(rpc.FederationServicer):  # type: ignore[misc]
         await self._check(request.envelope, context)
         call = self._federation.call
         if call is None or request.sha256 != call.broadcast.digest:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "this broadcast belongs to no round under way; wait for a task")
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, "this broadcast belongs to no round under way; wait for a task"
+            )
         assert call is not None
         for chunk in encode_chunks(call.broadcast.tensors):
             call.bytes_down[request.envelope.site] = call.bytes_down.get(request.envelope.site, 0) + len(chunk)
@@ -209,5 +211,5 @@ def _stage(name: str) -> Stage:
 
 async def start(server: grpc.aio.Server, federation: Federation) -> None:
     """From here on sites are answered."""
-    rpc.add_FederationServicer_to_server(FederationService(federation), server)
+    rpc.add_FederationServicer_to_server(FederationService(federation), server)  # type: ignore[no-untyped-call]
     await server.start()

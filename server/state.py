@@ -12,6 +12,7 @@ import tensorflow_federated as tff
 import tree
 
 from common.errors import RunFolderError, WireError
+from common.learning.graph import to_numpy
 from common.wire.tensors import Array, TensorSpec, read_tensors, write_tensors
 
 _SUFFIX = ".tensors"
@@ -74,13 +75,13 @@ class FileStateManager(tff.program.ProgramStateManager):  # type: ignore[misc]
 def _storable(leaf: Any) -> Array:
     if hasattr(leaf, "to_bytes") and not isinstance(leaf, (int, np.generic, np.ndarray)):
         return np.frombuffer(leaf.to_bytes(), np.uint8)
-    return np.asarray(leaf)
+    return to_numpy([leaf])[0]
 
 
 def _restored(leaf: Array, like: Any) -> Any:
     if hasattr(type(like), "from_bytes") and not isinstance(like, (int, np.generic, np.ndarray)):
         return type(like).from_bytes(leaf.tobytes())
-    expected = np.asarray(like)
+    expected = to_numpy([like])[0]
     if leaf.shape != expected.shape or leaf.dtype != expected.dtype:
         raise ValueError(f"expected {expected.dtype}{list(expected.shape)}, found {leaf.dtype}{list(leaf.shape)}")
     return leaf
@@ -95,7 +96,7 @@ class ModelReleaseManager(tff.program.ReleaseManager):  # type: ignore[misc]
     async def release(self, value: Any, key: int) -> None:
         """Writes the trainable weights `value`, in the network's order, as round `key`."""
         weights = await tff.program.materialize_value(value)
-        await asyncio.to_thread(write_tensors, self._folder / f"{key:06d}{_SUFFIX}", [np.asarray(w) for w in weights])
+        await asyncio.to_thread(write_tensors, self._folder / f"{key:06d}{_SUFFIX}", to_numpy(list(weights)))
 
     def keep_only(self, rounds: Sequence[int]) -> None:
         """Removes the weights of all other rounds."""

@@ -113,9 +113,7 @@ def _active(name: str, state: str, status: Status, now: float) -> Description:
             )
         return _waiting(f"{name}waiting for sites", status)
     if state == "publishing":
-        return Description(
-            f"{name}publishing", "The coordinator converts, measures and signs the best model.", _NOTHING
-        )
+        return Description(f"{name}publishing", "The coordinator converts and measures the best model.", _NOTHING)
     if state == "evaluating" and status.get("kind") != "evaluate":
         return Description(
             f"{name}evaluating, {rounds}", "The coordinator evaluates the model on its holdout.", _NOTHING

@@ -78,6 +78,8 @@ class StatusWriter:
             below = len([name for name in call.round.sites if name in connections or not call.round.wants(name)])
             working = "training" if call.round.kind.value == "train" else "evaluating"
             fields["state"] = working if below >= call.round.quorum else "waiting for sites"
+        elif fields["state"] == "waiting for sites" and federation is not None and federation.begun:
+            fields["state"] = "evaluating"  # on the holdout, between the cohort's calls
         if federation is not None and federation.notice:
             fields["notice"] = federation.notice
         return {
@@ -86,6 +88,7 @@ class StatusWriter:
             "pid": os.getpid(),
             "round": call.round.number if call is not None else (fields["last"] or {}).get("round", 0),
             "rounds": self._study.training.rounds,
+            "quorum": self._study.cohort.quorum,
             "attempt": call.round.attempt if call is not None else 1,
             "kind": call.round.kind.value if call is not None else None,
             "deadline_at": call.deadline - time.monotonic() + time.time() if call is not None else None,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 
-import tensorflow as tf  # type: ignore[import-untyped]
+import tensorflow as tf
 
 NAMES = ("flip", "rotate", "scale", "gamma", "contrast", "noise", "blur")
 _BLUR_RADIUS = 3

@@ -52,7 +52,9 @@ def build_client_work(
         return start, state, model.initialize_metrics_state(), tf.constant(0, tf.int64)
 
     @tf.autograph.experimental.do_not_convert
-    def step(start: Any, images: tf.Tensor, labels: tf.Tensor, weights: Any, state: Any, metrics: Any, examples: Any) -> Any:
+    def step(
+        start: Any, images: tf.Tensor, labels: tf.Tensor, weights: Any, state: Any, metrics: Any, examples: Any
+    ) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(weights)
             logits = model.predict_on_batch((weights, ()), images, training=True)

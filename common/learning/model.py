@@ -26,7 +26,9 @@ def training_model(study: Study, network: Network) -> tff.learning.models.Functi
 
     @tf.function(autograph=False)
     def initialize() -> collections.OrderedDict[str, tf.Tensor]:
-        return collections.OrderedDict(loss_sum=tf.constant(0.0), batches=tf.constant(0.0), patches=tf.constant(0, tf.int64))
+        return collections.OrderedDict(
+            loss_sum=tf.constant(0.0), batches=tf.constant(0.0), patches=tf.constant(0, tf.int64)
+        )
 
     @tf.function(autograph=False)
     def update(state: Any, labels: tf.Tensor, batch_output: Any, sample_weight: Any = None) -> Any:

@@ -49,7 +49,9 @@ def build_training_process(study: Study) -> tff.learning.templates.LearningProce
         tff.learning.templates.build_broadcast_process(weights_type),
         work,
         aggregator,
-        tff.learning.templates.build_apply_optimizer_finalizer(build_optimizer(training.server_optimizer), weights_type),
+        tff.learning.templates.build_apply_optimizer_finalizer(
+            build_optimizer(training.server_optimizer), weights_type
+        ),
     )
 
 
@@ -78,9 +80,7 @@ def _mean_over_sites(counts_type: tff.Type) -> tff.templates.AggregationProcess:
 
     @tff.tensorflow.computation(at_site.type_signature.result)
     def at_server(sums: Any) -> Any:
-        return collections.OrderedDict(
-            dice=tf.math.divide_no_nan(sums["dice"], sums["occurred"]), sites=sums["sites"]
-        )
+        return collections.OrderedDict(dice=tf.math.divide_no_nan(sums["dice"], sums["occurred"]), sites=sums["sites"])
 
     @tff.federated_computation
     def initialize() -> Any:

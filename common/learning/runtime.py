@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
-import warnings
+import sys
 
 from common.errors import TrainingError
 
@@ -21,9 +22,10 @@ def configure_tensorflow(threads: int) -> None:
     ------
     TrainingError : TensorFlow is running already with another number of threads.
     """
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     import tensorflow as tf
 
+    # TFF's executor, unused, fails to clean up after itself once the interpreter has taken its modules apart.
+    atexit.register(setattr, sys, "unraisablehook", lambda unraisable: None)
     tf.get_logger().setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:

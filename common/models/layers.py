@@ -24,7 +24,7 @@ GROUPS = 8
 
 
 def _dimensions(images: tf.Tensor) -> int:
-    return images.shape.rank - 2
+    return int(images.shape.rank) - 2
 
 
 def standardized(kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
@@ -39,8 +39,15 @@ def standardized(kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
 
 
 def convolution(
-    weights: Weights, name: str, images: tf.Tensor, filters: int, *, size: int = 3, stride: int = 1,
-    standardize: bool = False, bias: bool = True,
+    weights: Weights,
+    name: str,
+    images: tf.Tensor,
+    filters: int,
+    *,
+    size: int = 3,
+    stride: int = 1,
+    standardize: bool = False,
+    bias: bool = True,
 ) -> tf.Tensor:
     """Convolution with zero padding, to `filters` channels; 2D or 3D as its input is."""
     dimensions = _dimensions(images)

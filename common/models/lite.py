@@ -89,7 +89,7 @@ class LiteModel:
         return self._local.interpreter
 
     def _open(self) -> Any:
-        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped,unused-ignore]
+        from ai_edge_litert.interpreter import Interpreter
 
         try:
             interpreter = Interpreter(model_path=str(self.path), num_threads=self._threads)

@@ -76,7 +76,7 @@ def create_authority(folder: Path, study: str) -> None:
         )
     if (folder / AUTHORITY_CERTIFICATE).exists():
         raise IdentityError(
-            f"{folder}: already holds an authority; a new one would shut out every site that it enrolled. Use it, or "
+            f"{folder}: already holds an authority; a new one would shut out every site that it made a certificate for. Use it, or "
             "choose another folder"
         )
     key = ec.generate_private_key(ec.SECP256R1())
@@ -175,7 +175,7 @@ def load_identity(folder: Path) -> Identity:
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise IdentityError(
             f"{folder / CERTIFICATE}: was not signed by {AUTHORITY_CERTIFICATE} beside it; the files come from "
-            "different enrolments: take all three from one, or enrol again"
+            "different sets: take all three from one, or get a new identity"
         ) from error
     for path, checked in ((folder / AUTHORITY_CERTIFICATE, authority), (folder / CERTIFICATE, certificate)):
         _check_dates(path, checked)
@@ -196,7 +196,7 @@ def peer_name(pem_certificate: bytes) -> tuple[Role, str]:
     try:
         certificate = x509.load_pem_x509_certificate(pem_certificate)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise IdentityError(f"peer's certificate: cannot be read ({error}); the peer must enrol again") from error
+        raise IdentityError(f"peer's certificate: cannot be read ({error}); the peer needs a new identity") from error
     return _owner(certificate)
 
 
@@ -325,7 +325,7 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
             return file.read()
     except FileNotFoundError as error:
         raise IdentityError(
-            f"{path}: does not exist; enrol first, or give the folder that holds the identity"
+            f"{path}: does not exist; give the folder that holds the identity, or get one from the coordinator"
         ) from error
     except OSError as error:
         raise IdentityError(f"{path}: cannot be read ({error}); run as the user who owns it") from error
@@ -338,7 +338,7 @@ def _check_mode(path: Path, status: os.stat_result) -> None:
         mode = stat.S_IMODE(status.st_mode)
         raise IdentityError(
             f"{path}: the private key has mode {mode:04o} and is open to other users; run `chmod 600 {path}`, and "
-            "enrol again if others may have read it"
+            "get a new identity if others may have read it"
         )
 
 
@@ -348,7 +348,7 @@ def _read_certificate(path: Path) -> tuple[bytes, x509.Certificate]:
         return pem, x509.load_pem_x509_certificate(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise IdentityError(
-            f"{path}: expected a PEM certificate, found something else ({error}); restore it or enrol again"
+            f"{path}: expected a PEM certificate, found something else ({error}); restore it or get a new identity"
         ) from error
 
 
@@ -359,25 +359,25 @@ def _read_key(path: Path) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # The parser's own message is left out: it must never repeat what the file holds.
         raise IdentityError(
-            f"{path}: expected a PEM private key without password, found something else; restore it or enrol again"
+            f"{path}: expected a PEM private key without password, found something else; restore it or get a new identity"
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise IdentityError(f"{path}: expected an elliptic-curve key, found {type(key).__name__}; enrol again")
+        raise IdentityError(f"{path}: expected an elliptic-curve key, found {type(key).__name__}; get a new identity")
     return pem, key
 
 
 def _check_key(path: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
     if key.public_key() != certificate.public_key():
         raise IdentityError(
-            f"{path}: the key does not fit the certificate beside it; they come from different enrolments: take both "
-            "from one, or enrol again"
+            f"{path}: the key does not fit the certificate beside it; they come from different identities: take both "
+            "from one, or get a new identity"
         )
 
 
 def _check_dates(path: Path, certificate: x509.Certificate) -> None:
     now = datetime.datetime.now(datetime.UTC)
     if now > certificate.not_valid_after_utc:
-        raise IdentityError(f"{path}: expired on {certificate.not_valid_after_utc:%Y-%m-%d}; enrol again")
+        raise IdentityError(f"{path}: expired on {certificate.not_valid_after_utc:%Y-%m-%d}; get a new identity")
     if now < certificate.not_valid_before_utc:
         raise IdentityError(
             f"{path}: is valid from {certificate.not_valid_before_utc:%Y-%m-%d}, and this machine's clock says "

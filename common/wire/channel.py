@@ -24,7 +24,7 @@ _SUITES_VARIABLE: Final = "GRPC_SSL_CIPHER_SUITES"
 if "grpc" not in sys.modules:  # where it is loaded, setting the variable would do nothing but look right
     os.environ.setdefault(_SUITES_VARIABLE, "ECDHE-RSA-AES256-GCM-SHA384")
 
-import grpc  # type: ignore[import-untyped]  # noqa: E402  (the variable above comes first)
+import grpc  # noqa: E402  (the variable above comes first)
 
 _COMMON_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # A little above the largest payload, for the fields around it.

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from common.errors import DataError, UsageError
 

@@ -162,7 +162,17 @@ def _run_processes(study: Study, folder: Path) -> Path:
     study_file = folder / "study.yaml"
     study_file.write_text(study.to_yaml())
     run = folder / "run"
-    command = [sys.executable, "-m", "server.cli", "simulate", str(study_file), "--data", str(folder / "data"), "--run", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "server.cli",
+        "simulate",
+        str(study_file),
+        "--data",
+        str(folder / "data"),
+        "--run",
+        str(run),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return run
@@ -170,11 +180,18 @@ def _run_processes(study: Study, folder: Path) -> Path:
 
 @pytest.mark.system
 @pytest.mark.parametrize(
-    ("dimensions", "algorithm", "mu"), [(2, "fedavg", None), (2, "fedprox", 0.5), (3, "fedavg", None), (3, "fedprox", 0.5)]
+    ("dimensions", "algorithm", "mu"),
+    [(2, "fedavg", None), (2, "fedprox", 0.5), (3, "fedavg", None), (3, "fedprox", 0.5)],
 )
 def test_native_runtime_plan_and_processes_end_in_the_same_weights(
-    tiny_study: Callable[..., Study], tmp_path: Path, dimensions: int, algorithm: str, mu: float | None
+    tiny_study: Callable[..., Study],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dimensions: int,
+    algorithm: str,
+    mu: float | None,
 ) -> None:
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")  # the plan's, for the worker process of TFF's native runtime too
     study = tiny_study(dimensions=dimensions, algorithm=algorithm, mu=mu, client="momentum")
     study = dataclasses.replace(study, publishing=dataclasses.replace(study.publishing, variants=("float32",)))
     _write_sites(tmp_path / "data", dimensions)

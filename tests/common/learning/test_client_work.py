@@ -31,9 +31,7 @@ def _linear_model() -> tff.learning.models.FunctionalModel:
 
 def _batches(seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(seed)
-    return [
-        (rng.normal(size=(4, 2)).astype(np.float32), rng.normal(size=(4, 1)).astype(np.float32)) for _ in range(5)
-    ]
+    return [(rng.normal(size=(4, 2)).astype(np.float32), rng.normal(size=(4, 1)).astype(np.float32)) for _ in range(5)]
 
 
 def _dataset(batches: list[tuple[np.ndarray, np.ndarray]]) -> tf.data.Dataset:
@@ -131,8 +129,8 @@ def test_sites_count_the_same_where_the_study_says_equal() -> None:
 def test_cosine_rate_falls_from_the_full_rate_and_never_reaches_zero_and_warm_up_rises() -> None:
     cosine = learning_rate_schedule(0.4, schedule="cosine", rounds=4)
     # 0.4 * (1 + cos(pi * i / 4)) / 2 for i = 0..3
-    np.testing.assert_allclose([float(cosine(tf.constant(i))) for i in range(4)], [0.4, 0.341421, 0.2, 0.058579], atol=1e-5)
+    np.testing.assert_allclose(
+        [float(cosine(tf.constant(i))) for i in range(4)], [0.4, 0.341421, 0.2, 0.058579], atol=1e-5
+    )
     warm = learning_rate_schedule(0.3, schedule="constant", rounds=5, warmup_rounds=2)
     np.testing.assert_allclose([float(warm(tf.constant(i))) for i in range(4)], [0.1, 0.2, 0.3, 0.3], atol=1e-6)
-
-

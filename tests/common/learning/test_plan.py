@@ -57,7 +57,10 @@ def test_the_sum_does_not_depend_on_where_it_was_split(plan: StudyPlan) -> None:
     train = plan.train
     rng = np.random.default_rng(0)
     updates = [
-        [np.asarray(rng.normal(size=spec.shape), spec.dtype) if spec.shape else np.ones((), spec.dtype) for spec in train.sent]
+        [
+            np.asarray(rng.normal(size=spec.shape), spec.dtype) if spec.shape else np.ones((), spec.dtype)
+            for spec in train.sent
+        ]
         for _ in range(3)
     ]
     whole = train.zero()

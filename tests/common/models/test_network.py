@@ -48,7 +48,9 @@ def test_the_classic_sizes(tiny_study: Callable[..., Study]) -> None:
 
     study = tiny_study()
     for filters, expected in ((16, 1.94e6), (64, 31.0e6)):
-        sized = replace(study, model=replace(study.model, filters=filters, depth=4), task=replace(study.task, channels=3))
+        sized = replace(
+            study, model=replace(study.model, filters=filters, depth=4), task=replace(study.task, channels=3)
+        )
         assert build_network(sized).parameters == pytest.approx(expected, rel=0.01)
 
 

@@ -131,7 +131,7 @@ def test_unusable_identities_say_what_is_wrong(folder: Path, tmp_path: Path) -> 
     (north / "identity.crt").write_bytes(certificate[:200])
     refused(r"identity\.crt: expected a PEM certificate")
     (north / "identity.crt").unlink()
-    refused(r"identity\.crt: does not exist; enrol first")
+    refused(r"identity\.crt: does not exist")
     (north / "identity.crt").write_bytes(certificate)
     create_authority(tmp_path / "foreign", "nuclei")
     (north / "ca.crt").write_bytes((tmp_path / "foreign" / "ca.crt").read_bytes())
@@ -139,7 +139,7 @@ def test_unusable_identities_say_what_is_wrong(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("difference", "message"), [(3 * 365, r"ca\.crt: expired on .*; enrol again"), (-10, "set the clock")]
+    ("difference", "message"), [(3 * 365, r"ca\.crt: expired on .*; get a new identity"), (-10, "set the clock")]
 )
 def test_identity_outside_its_dates_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, difference: int, message: str
