@@ -189,7 +189,7 @@ class Agent:
             raise error
         except WireError as error:
             _log.warning("round %d (%s): %s", number, kind, error)
-            self._fail(task, outbox, "the broadcast arrived damaged")
+            self._fail(task, outbox, "what arrived from the coordinator was damaged")
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise

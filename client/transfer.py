@@ -75,6 +75,7 @@ def upload(stub: Any, header: pb.UploadHeader, tensors: Sequence[Array]) -> pb.U
 
     Raises
     ------
+    WireError : the receipt is of another study, plan, site or task.
     grpc.RpcError : the connection broke.
     """
     size = encoded_size(specs_of(tensors))
@@ -89,4 +90,6 @@ def upload(stub: Any, header: pb.UploadHeader, tensors: Sequence[Array]) -> pb.U
         yield pb.UploadMessage(blob=pb.Blob(sha256=digest.digest(), size=size))
 
     receipt: pb.UploadReceipt = stub.Upload(messages())
+    if receipt.envelope != header.envelope or receipt.task != header.task:
+        raise WireError("receipt: it is of another study, plan, site or task; the update counts as not taken")
     return receipt

@@ -197,7 +197,7 @@ class _Evaluated:
 
     async def scalars(self, weights: Sequence[Array]) -> Mapping[str, Any]:
         """The holdout's metrics of these weights."""
-        return (await asyncio.to_thread(self.evaluate, weights)).scalars()
+        return (await asyncio.to_thread(self.evaluate, weights)).scalars(each_case=True)
 
 
 def _open_holdout(study: Study, folder: Path | None) -> _Evaluated | None:

@@ -118,8 +118,11 @@ class HoldoutResult:
             for column, name in enumerate(self.classes)
         ]
 
-    def scalars(self) -> OrderedDict[str, Any]:
-        """The means as nested plain floats, for release managers; which keys it has depends on the holdout alone."""
+    def scalars(self, *, each_case: bool = False) -> OrderedDict[str, Any]:
+        """The means as nested plain floats, for release managers; which keys it has depends on the holdout alone.
+
+        With `each_case`, also the Dice and IoU of each case, the mean over its classes.
+        """
         result: OrderedDict[str, Any] = OrderedDict(dice=self.mean_dice, iou=self.mean_iou)
         cases, dice_of_sites, iou_of_sites = self.cases_of_sites, self.dice_of_sites, self.iou_of_sites
         if cases:
@@ -134,6 +137,11 @@ class HoldoutResult:
             result["site"] = OrderedDict(
                 (site, OrderedDict(dice=dice_of_sites[site], iou=iou_of_sites[site], cases=float(count)))
                 for site, count in cases.items()
+            )
+        if each_case:
+            result["case"] = OrderedDict(
+                (name, OrderedDict(dice=float(dice), iou=float(iou)))
+                for name, dice, iou in zip(self.cases, self.dice_of_cases, self.iou_of_cases, strict=True)
             )
         return result
 
