@@ -1,4 +1,4 @@
-"""The site's agent: dials the coordinator, holds the control stream, does the tasks it is given, and reconnects for ever."""
+"""The site's agent: dials the coordinator, holds the control stream, does its tasks, and reconnects for ever."""
 
 from __future__ import annotations
 
@@ -139,7 +139,8 @@ class Agent:
             raise PlanMismatchError(
                 f"plan: the coordinator at {self._address} runs study {theirs.study!r} with plan "
                 f"{theirs.plan_digest.hex()[:16]}, this site {self._envelope.study!r} with plan "
-                f"{self._envelope.plan_digest.hex()[:16]}; use the coordinator's study file and the same version of Wardround"
+                f"{self._envelope.plan_digest.hex()[:16]}; use the coordinator's study file and the same version "
+                "of Wardround"
             )
 
     def _do(self, task: pb.Task, stub: Any, outbox: queue.SimpleQueue[pb.SiteMessage | None]) -> None:

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse and run; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="wardround-site",
-        description="The hospital's side of a Wardround study: it dials out, trains here, and sends an update; images stay.",
+        description="The hospital's side of a Wardround study: it dials out, trains here, sends updates; images stay.",
         epilog=exit_codes_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -79,7 +79,8 @@ def _start(options: argparse.Namespace) -> int:
         identity = load_identity(folder)
         if identity.role != "site" or identity.name != site:
             raise IdentityError(
-                f"{folder}: the certificate is of {identity.role} {identity.name!r}, not of site {site!r}; give this site's own"
+                f"{folder}: the certificate is of {identity.role} {identity.name!r}, not of site {site!r}; give "
+                "this site's own"
             )
         identities.append(identity)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
@@ -173,7 +174,8 @@ def _check(options: argparse.Namespace) -> int:
         print(json.dumps(counts))
     else:
         print(
-            f"{options.data}: {counts['training_cases']} training and {counts['validation_cases']} validation cases, all fit"
+            f"{options.data}: {counts['training_cases']} training and {counts['validation_cases']} "
+            "validation cases, all fit"
         )
     return 0
 

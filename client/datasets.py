@@ -1,7 +1,7 @@
 """A site's own cases as the batches that a round trains on and is evaluated on.
 
-Everything drawn (order, patches, augmentation) follows from (study, seed, round, site), so that a round trained again after
-a crash sends the same bits. Files are read in place; prepared images are kept in memory up to a limit.
+Everything drawn (order, patches, augmentation) follows from (study, seed, round, site), so that a round trained again
+after a crash sends the same bits. Files are read in place; prepared images are kept in memory up to a limit.
 """
 
 from __future__ import annotations
@@ -64,11 +64,17 @@ class SiteDataset:
     Raises
     ------
     DataError : no cases, an image without label, an unreadable file, or cases that do not fit the study; all are named.
+
+    Attributes
+    ----------
+    failure : why the data ended early (TensorFlow would hide it from whoever reads a `tf.data.Dataset`), or None.
     """
 
     def __init__(self, study: Study, site: str, folder: Path) -> None:
         self._study = study
         self._site = site
+        self._folder = folder
+        self.failure: DataError | None = None
         cases = find_cases(folder)
         task = study.task
         try:
@@ -113,6 +119,9 @@ class SiteDataset:
                     yield images, labels, seed
             except Cancelled:
                 return
+            except DataError as error:
+                self.failure = DataError(f"{self._folder}: {error}")
+                return
 
         patch = study.preprocessing.patch
         signature = (
@@ -152,7 +161,7 @@ class SiteDataset:
                 yield self.training_cases[index]
 
     def validation(self, on_batch: OnBatch = lambda index: None) -> Any:
-        """A `tf.data.Dataset` of single tiles that cover the validation cases; voxels outside a case carry label 255."""
+        """A `tf.data.Dataset` of single tiles that cover the validation cases; voxels outside carry label 255."""
         import tensorflow as tf
 
         def generate() -> Iterator[Batch]:
@@ -161,6 +170,9 @@ class SiteDataset:
                     on_batch(index)
                     yield from self._tiles_of(case)
             except Cancelled:
+                return
+            except DataError as error:
+                self.failure = DataError(f"{self._folder}: {error}")
                 return
 
         spatial = [None] * self._study.task.dimensions

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from client.datasets import SiteDataset
-from common.learning.plan import RoundPlan, StudyPlan
 from common.wire.tensors import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from client.datasets import SiteDataset
+    from common.learning.plan import RoundPlan, StudyPlan
 
 OnBatch = Callable[[int, int], None]
 
@@ -23,7 +25,12 @@ class Worker(Protocol):
         """The types of the broadcast of a "train" or "evaluate" task."""
 
     def work(self, kind: str, round_number: int, broadcast: Sequence[Array], on_batch: OnBatch) -> Sequence[Array]:
-        """The tensors to send. `on_batch(k, n)` is called as batch k of n begins and may raise to end the work."""
+        """The tensors to send. `on_batch(k, n)` is called as batch k of n begins and may raise to end the work.
+
+        Raises
+        ------
+        DataError : a case can no longer be read.
+        """
 
     def cases(self, kind: str) -> int:
         """How many cases the task's work is on."""
@@ -45,13 +52,17 @@ class PlanWorker:
 
     def work(self, kind: str, round_number: int, broadcast: Sequence[Array], on_batch: OnBatch) -> Sequence[Array]:
         """See `Worker`."""
+        self._dataset.failure = None
         if kind == "train":
             total = self._dataset.training_batches
             data = self._dataset.training(round_number, lambda index: on_batch(index + 1, total))
         else:
             total = self.validation_cases
             data = self._dataset.validation(lambda index: on_batch(index + 1, total))
-        return self._round_plan(kind).work(data, broadcast)
+        update = self._round_plan(kind).work(data, broadcast)
+        if self._dataset.failure is not None:
+            raise self._dataset.failure
+        return update
 
     def cases(self, kind: str) -> int:
         """See `Worker`."""

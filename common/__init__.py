@@ -14,7 +14,7 @@ if "grpc" not in sys.modules:
 # TensorFlow: errors of the devices it looks for and does not find are not the user's.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# What these libraries would say on the terminal is not for the user: gRPC's raw words on a failed handshake (ours follow)
-# and a note to the authors of one of their dependencies.
+# What these libraries would say on the terminal is not for the user: gRPC's raw words on a failed handshake (ours
+# follow) and a note to the authors of one of their dependencies.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")

@@ -1,4 +1,4 @@
-"""The coordinator of one study: compiles it, listens, runs the program, publishes; and the same steps for finished runs."""
+"""The coordinator of one study: compiles it, listens, runs the program, publishes; also for finished runs."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def _bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
         port = server.add_secure_port(str(address), server_credentials(identity))
     except RuntimeError as error:
         raise NetworkError(
-            f"{address}: cannot listen there; the port may be in use. Choose another with --listen, or stop the program "
+            f"{address}: cannot listen there; the port may be in use. Choose another with --listen, or stop "
+            "the program "
             f"that holds it (`ss -ltnp 'sport = :{address.port}'` names it)"
         ) from error
     return server, port
@@ -141,7 +142,7 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
     releases = Releases(
         metrics=[
             tff.program.CSVFileReleaseManager(run.rounds, key_fieldname="round"),
-            tff.program.TensorBoardReleaseManager(run.tensorboard),
+            _InThread(tff.program.TensorBoardReleaseManager(run.tensorboard)),
             _LastRow(status, run, evaluated),
         ],
         model=models,
@@ -210,6 +211,17 @@ def _open_holdout(study: Study, folder: Path | None) -> _Evaluated | None:
             f"{folder}: no such folder; give the coordinator's own labelled images with --holdout, or leave it out"
         )
     return _Evaluated(study, Holdout(study, folder))
+
+
+class _InThread:
+    """A release manager whose writing would keep the event loop from the sites."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    async def release(self, value: Any, key: int) -> None:
+        """Takes one round's metrics."""
+        await asyncio.to_thread(asyncio.run, self._manager.release(value, key))
 
 
 class _LastRow:
@@ -283,7 +295,7 @@ class SiteLedger:
 
 
 def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], drop_from_round: int | None = None) -> None:
-    """Appends rows of equal columns; first drops rows of `drop_from_round` and later, left by a run that was cut off."""
+    """Appends rows of equal columns; first drops those of `drop_from_round` and later, of a run that was cut off."""
     existing: list[dict[str, Any]] = []
     if path.exists() and drop_from_round is not None:
         with path.open(newline="") as file:

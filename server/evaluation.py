@@ -59,6 +59,11 @@ class HoldoutResult:
         return _mean_of_rows(self.dice)
 
     @property
+    def iou_of_cases(self) -> npt.NDArray[np.float64]:
+        """As `dice_of_cases`, of IoU."""
+        return _mean_of_rows(self.iou)
+
+    @property
     def mean_dice(self) -> float:
         """Mean over cases of `dice_of_cases`; NaN if nothing was measurable, as in all means here."""
         return _mean(self.dice_of_cases)
@@ -66,7 +71,7 @@ class HoldoutResult:
     @property
     def mean_iou(self) -> float:
         """As `mean_dice`, of IoU."""
-        return _mean(_mean_of_rows(self.iou))
+        return _mean(self.iou_of_cases)
 
     @property
     def cases_of_sites(self) -> dict[str, int]:

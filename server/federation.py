@@ -1,12 +1,13 @@
-"""The sites that are connected, and the calls made to them: gives tasks, takes answers, sums updates in site-name order.
+"""The connected sites and the calls made to them: gives tasks, takes answers, sums updates in site-name order.
 
-Runs in one asyncio loop; TensorFlow and the disk work in threads. It implements `tff.framework.AsyncContext`, so that the
-TFF program in `server.program` runs on it as it would on TFF's own runtime.
+Runs in one asyncio loop; TensorFlow and the disk work in threads. It implements `tff.framework.AsyncContext`, so that
+the TFF program in `server.program` runs on it as it would on TFF's own runtime.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -121,6 +122,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self.begun = False
         self.finished: str | None = None
         self.notice = ""
+        self._gone = asyncio.Event()
         self._updates = updates
         self._journal = journal
         self._changed = changed
@@ -254,6 +256,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         """A site's stream ended."""
         if self.connections.get(connection.site) is connection:
             del self.connections[connection.site]
+            self._gone.set()
             if self.call is not None:
                 self.call.round.disconnected(connection.site)
                 self.call.announce()
@@ -300,9 +303,11 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
 
     async def drained(self, seconds: float = 5.0) -> None:
         """Waits until the sites that were told of the end have hung up, at most `seconds`."""
-        end = time.monotonic() + seconds
-        while self.connections and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.connections:
+                    self._gone.clear()
+                    await self._gone.wait()
 
 
 def _accumulate(plan: RoundPlan, total: list[Any], stored: Stored) -> list[Any]:
@@ -310,7 +315,8 @@ def _accumulate(plan: RoundPlan, total: list[Any], stored: Stored) -> list[Any]:
         update = read_tensors(stored.path, expected=plan.sent, writable=True)  # so that TensorFlow need not copy it
     except WireError as error:
         raise TrainingError(
-            f"{stored.path}: a received update is damaged on this disk ({error}); check the disk and start the coordinator "
+            f"{stored.path}: a received update is damaged on this disk ({error}); check the disk and start "
+            "the coordinator "
             "again with the same command"
         ) from error
     return plan.accumulate(*total, *update)

@@ -1,7 +1,7 @@
 """The journal: every decision of the coordinator, in SQLite with full sync, before it takes effect.
 
-Attempts of a round, the updates received with their digests, and the cohort a round closed with; from it follows exactly
-what went into each model.
+Attempts of a round, the updates received with their digests, and the cohort a round closed with; from it follows
+exactly what went into each model.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class Journal:
                 )
         except sqlite3.Error as error:
             raise RunFolderError(
-                f"{self._path}: the journal cannot be written ({error}); free space and start the coordinator again with "
+                f"{self._path}: the journal cannot be written ({error}); free space and start the coordinator "
+                "again with "
                 "the same command"
             ) from error

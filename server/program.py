@@ -80,6 +80,7 @@ async def run_study(
     )
     saved, done = await states.load_latest(beginning)
     program = beginning if saved is None else saved
+    del initial, beginning, saved  # each holds a model; the loop keeps one
     saving = asyncio.create_task(_nothing())
     for number in range(done + 1, rounds + 1):
         data = program["training_data"].select()
@@ -104,10 +105,12 @@ async def run_study(
             row["holdout"] = holdout
         await asyncio.gather(*(manager.release(row, number) for manager in releases.metrics))
         await saving
-        # The next round begins while this one's state is written; what a crash loses then is trained again to the same bits.
+        # The next round begins while this one's state is written; what a crash loses then is trained again to the same
+        # bits.
         saving = asyncio.create_task(
             states.save(collections.OrderedDict((k, copy.copy(v)) for k, v in program.items()), number)
         )
+        del state, weights
         releases.best_changed(int(program["best_round"]), score and float(program["best_score"]))
     await saving
     best_score = float(program["best_score"])

@@ -1,8 +1,8 @@
-"""The state of one round as a pure machine: who was asked, who answered, when it closes. No clock, no network, no files.
+"""The state of one round as a pure machine: who was asked, who answered, when it closes. No clock, no I/O.
 
-A round asks its cohort for one thing, a trained update or an evaluation. It closes when every site of the cohort answered,
-or at its deadline if the quorum is met; below the quorum it begins another attempt, which keeps what was received. An
-update that was received is included, always: that is what makes the result a function of the cohort alone.
+A round asks its cohort for one thing, a trained update or an evaluation. It closes when every site of the cohort
+answered, or at its deadline if the quorum is met; below the quorum it begins another attempt, which keeps what was
+received. An update that was received is included, always: that is what makes the result a function of the cohort alone.
 """
 
 from __future__ import annotations

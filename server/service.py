@@ -1,4 +1,4 @@
-"""The gRPC service: turns what sites send into calls on the `Federation`, and checks who speaks, for whom, by which plan."""
+"""The gRPC service: turns what sites send into calls on the `Federation`; checks who speaks for whom by which plan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FederationService(rpc.FederationServicer):
 
     # --- the three calls --------------------------------------------------------------------------------------------
 
-    async def Attend(  # noqa: N802
+    async def Attend(
         self, requests: AsyncIterator[pb.SiteMessage], context: Any
     ) -> AsyncIterator[pb.CoordinatorMessage]:
         """Holds a site's control stream for as long as it lasts."""
@@ -79,7 +79,7 @@ class FederationService(rpc.FederationServicer):
         finally:
             connection.outbox.put_nowait(None)
 
-    async def Download(self, request: pb.DownloadRequest, context: Any) -> AsyncIterator[pb.Chunk]:  # noqa: N802
+    async def Download(self, request: pb.DownloadRequest, context: Any) -> AsyncIterator[pb.Chunk]:
         """Streams the broadcast of the round under way."""
         await self._check(request.envelope, context)
         call = self._federation.call
@@ -92,7 +92,7 @@ class FederationService(rpc.FederationServicer):
             call.bytes_down[request.envelope.site] = call.bytes_down.get(request.envelope.site, 0) + len(chunk)
             yield pb.Chunk(data=bytes(chunk))
 
-    async def Upload(self, requests: AsyncIterator[pb.UploadMessage], context: Any) -> pb.UploadReceipt:  # noqa: N802
+    async def Upload(self, requests: AsyncIterator[pb.UploadMessage], context: Any) -> pb.UploadReceipt:
         """Takes an update; answers when it is on disk, verified, and journaled."""
         started = time.monotonic()
         first = await anext(aiter(requests), None)
@@ -128,13 +128,18 @@ class FederationService(rpc.FederationServicer):
     async def _store(self, requests: AsyncIterator[pb.UploadMessage], call: Call, site: str) -> Stored:
         path = self._federation.update_path(call, site)
         with BlobWriter(path, limit=call.update_size) as writer:
-            async for message in requests:
-                if message.WhichOneof("body") == "data":
-                    await asyncio.to_thread(writer.write, message.data)
-                    continue
-                stored = await asyncio.to_thread(writer.commit, message.blob.sha256, message.blob.size)
-                await asyncio.to_thread(read_tensors, stored.path, call.plan.sent)
-                return stored
+            writing: asyncio.Future[None] = asyncio.ensure_future(asyncio.sleep(0))
+            try:
+                async for message in requests:
+                    await writing  # one chunk is written while the next is received
+                    if message.WhichOneof("body") == "data":
+                        writing = asyncio.ensure_future(asyncio.to_thread(writer.write, message.data))
+                        continue
+                    stored = await asyncio.to_thread(writer.commit, message.blob.sha256, message.blob.size)
+                    await asyncio.to_thread(read_tensors, stored.path, call.plan.sent)
+                    return stored
+            finally:
+                await asyncio.wait([writing])  # the file is not closed under a write
         raise WireError(f"update of {site}: the stream ended before its digest; send it again")
 
     # --- checks -----------------------------------------------------------------------------------------------------
@@ -160,7 +165,8 @@ class FederationService(rpc.FederationServicer):
         if envelope.study != self._study or envelope.plan_digest != self._digest:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"plan: the coordinator runs study {self._study!r} with plan {self._digest.hex()[:16]}, the site came with "
+                f"plan: the coordinator runs study {self._study!r} with plan {self._digest.hex()[:16]}, the site "
+                "came with "
                 f"{envelope.study!r} and plan {envelope.plan_digest.hex()[:16]}",
             )
 

@@ -49,7 +49,7 @@ class StatusWriter:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            self.write()
+            await asyncio.to_thread(self._run.write_status, self._snapshot())
             await asyncio.sleep(_SHORTEST_INTERVAL)
 
     def write(self) -> None:

@@ -1,17 +1,16 @@
-"""Shared by all tests: what must be set before TensorFlow or gRPC load, studies of the smallest useful size, real data."""
+"""Shared by all tests: what must be set before TensorFlow or gRPC load, and studies of the smallest useful size."""
 
 from __future__ import annotations
 
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
 import common  # noqa: F401  (sets what gRPC and TensorFlow read when they load; must come first)
-
-import sys  # noqa: E402
-import textwrap  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-import pytest  # noqa: E402
-
-from common.study import Study, parse_study  # noqa: E402
+from common.study import Study, parse_study
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

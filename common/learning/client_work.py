@@ -1,8 +1,8 @@
 """What a site does with the broadcast weights: local training from them, FedAvg or FedProx, as a TFF client work.
 
-FedAvg is McMahan et al. 2017 (arXiv:1602.05629), FedProx Li et al. 2020 (arXiv:1812.06127). TFF 0.87's own proximal client
-work adds the gradient of the proximal term with the wrong sign, and its FedAvg has no learning-rate schedule that a
-`MapReduceForm` can carry; hence this one, which equals TFF's FedAvg where both apply.
+FedAvg is McMahan et al. 2017 (arXiv:1602.05629), FedProx Li et al. 2020 (arXiv:1812.06127). TFF 0.87's own proximal
+client work adds the gradient of the proximal term with the wrong sign, and its FedAvg has no learning-rate schedule
+that a `MapReduceForm` can carry; hence this one, which equals TFF's FedAvg where both apply.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def learning_rate_schedule(
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """The local learning rate by round: linear over the warm-up, then constant or half a cosine that ends near zero.
 
-    With "cosine" the last round trains at rate * (1 + cos(pi * (n - 1) / n)) / 2 for n rounds after the warm-up, so that
-    no round is wasted on a rate of zero (Loshchilov & Hutter 2017, arXiv:1608.03983).
+    With "cosine" the last round trains at rate * (1 + cos(pi * (n - 1) / n)) / 2 for n rounds after the warm-up, so
+    that no round is wasted on a rate of zero (Loshchilov & Hutter 2017, arXiv:1608.03983).
     """
 
     def at(round_index: tf.Tensor) -> tf.Tensor:

@@ -1,14 +1,15 @@
 """One TFF computation as a TensorFlow callable inside this process.
 
-TFF's own runtimes start a worker process and serialize every argument; for a model of 31M weights that costs seconds a call.
-A computation that TFF has compiled to TensorFlow is a GraphDef with the names of its inputs and outputs, so it is imported
-here and called directly. The results are the same bits.
+TFF's own runtimes start a worker process and serialize every argument; for a model of 31M weights that costs seconds a
+call. A computation that TFF has compiled to TensorFlow is a GraphDef with the names of its inputs and outputs, so it is
+imported here and called directly. The results are the same bits.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class Graph:
         initialize = proto.initialize_op
         del proto
         _make_function_names_unique(graph_def)
-        imported = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph_def, name=""), [])
+        imported = tf.compat.v1.wrap_function(partial(tf.graph_util.import_graph_def, graph_def, name=""), [])
         del graph_def
         graph = imported.graph
         if initialize:
@@ -95,7 +96,7 @@ def _to_tensor(value: Any) -> tf.Tensor:
 
 
 def _can_be_shared(value: np.ndarray[Any, Any]) -> bool:
-    """NumPy lends only writable memory, TensorFlow takes only what its vector units may read (and aborts on the rest)."""
+    """NumPy lends only writable memory; TensorFlow takes what its vector units can read and aborts on the rest."""
     return value.flags.writeable and value.flags.c_contiguous and value.ctypes.data % _ALIGNMENT == 0
 
 

@@ -1,7 +1,7 @@
 """The study's network as `tff.learning.models.FunctionalModel`s: one that trains on patches, one that is evaluated.
 
-Batches are pairs (images, labels): images float32 (batch, spatial..., channel), labels uint8 (batch, spatial...) of class
-indices, where `IGNORED` marks voxels that are padding.
+Batches are pairs (images, labels): images float32 (batch, spatial..., channel), labels uint8 (batch, spatial...) of
+class indices, where `IGNORED` marks voxels that are padding.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def evaluation_model(study: Study, network: Network) -> tff.learning.models.Func
 
 
 def site_dice(counts: Any) -> collections.OrderedDict[str, tf.Tensor]:
-    """Dice of each foreground class over one site's voxels, float32 (classes,), and whether the class occurred (0 or 1)."""
+    """Dice of each foreground class over one site's voxels, float32 (classes,), and whether it occurred (0 or 1)."""
     true_positive = tf.cast(counts["true_positive"], tf.float32)
     volume = 2.0 * true_positive + tf.cast(counts["false_positive"] + counts["false_negative"], tf.float32)
     return collections.OrderedDict(
@@ -106,8 +106,8 @@ def _functional_model(
         inside = tf.where(tf.equal(label, IGNORED), tf.zeros_like(label), label)
         return dice_cross_entropy(output, inside, head=study.model.head)
 
-    # TFF reads shapes from these values and nothing else here: zeros without memory, whatever the model's size. Training
-    # starts from `Network.initial_weights`, made inside the graph.
+    # TFF reads shapes from these values and nothing else here: zeros without memory, whatever the model's size.
+    # Training starts from `Network.initial_weights`, made inside the graph.
     shapes_only = tuple(np.broadcast_to(np.float32(0), spec.shape) for spec in network.specs)
     return tff.learning.models.FunctionalModel(
         initial_weights=(shapes_only, ()),

@@ -32,7 +32,8 @@ PLAN_FORMAT = 1
 
 Tensors = list[Any]
 
-# How TFF compiles: TensorFlow optimizes each graph when it is first called; doing it here as well costs seconds and speaks to the terminal.
+# How TFF compiles: TensorFlow optimizes each graph when it is first called; doing it here as well costs seconds and
+# speaks to the terminal.
 NO_GRAPPLER = tf.compat.v1.ConfigProto()
 NO_GRAPPLER.graph_options.rewrite_options.disable_meta_optimizer = True
 

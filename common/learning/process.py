@@ -58,8 +58,8 @@ def build_training_process(study: Study) -> tff.learning.templates.LearningProce
 def build_evaluation_process(study: Study) -> tff.learning.templates.LearningProcess:
     """Evaluation of the broadcast weights on the sites' validation cases; every site counts the same.
 
-    Its result holds `dice`, float32 (foreground classes,), the mean over the sites where the class occurred, and `sites`,
-    the number of sites that had validation cases with a foreground.
+    Its result holds `dice`, float32 (foreground classes,), the mean over the sites where the class occurred, and
+    `sites`, the number of sites that had validation cases with a foreground.
     """
     model = evaluation_model(study, build_network(study))
     with tf.Graph().as_default():

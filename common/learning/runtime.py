@@ -1,4 +1,4 @@
-"""How TensorFlow runs in this process: threads that the plan fixes, deterministic operations, no noise on the terminal."""
+"""How TensorFlow runs in this process: the threads that the plan fixes, and no noise on the terminal."""
 
 from __future__ import annotations
 

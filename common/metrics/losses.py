@@ -41,7 +41,7 @@ def dice_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, *, head: str) -> tf
 
 
 def predicted_classes(logits: tf.Tensor, *, head: str) -> tf.Tensor:
-    """Class indices, int32 (batch, spatial...): the likeliest class; with sigmoid, background unless one exceeds 0.5."""
+    """Class indices, int32 (batch, spatial...): the likeliest; with sigmoid, background unless one exceeds 0.5."""
     if head == "softmax":
         return tf.argmax(logits, axis=-1, output_type=tf.int32)
     best = tf.argmax(logits, axis=-1, output_type=tf.int32) + 1

@@ -17,8 +17,8 @@ from common.models.network import Weights, he_normal, ones, transposed_he_normal
 
 Normalization = Literal["weight", "group", "none"]
 
-# The standard deviation of relu(x) for x ~ N(0, 1) is sqrt((1 - 1/pi) / 2); its inverse keeps the variance of activations
-# at 1 through standardized convolutions.
+# The standard deviation of relu(x) for x ~ N(0, 1) is sqrt((1 - 1/pi) / 2); its inverse keeps the variance of
+# activations at 1 through standardized convolutions.
 RELU_GAIN = math.sqrt(2.0 / (1.0 - 1.0 / math.pi))
 GROUPS = 8
 
@@ -28,9 +28,10 @@ def _dimensions(images: tf.Tensor) -> int:
 
 
 def standardized(kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
-    """Kernel with mean 0 for every output channel (the last axis), variance 1/fan-in times a learned gain and `RELU_GAIN`.
+    """Kernel with mean 0 for every output channel (the last axis) and deviation gain * `RELU_GAIN` / sqrt(fan-in).
 
-    The constant belongs to the activation that follows, relu(x) * RELU_GAIN; in the kernel it costs nothing when exported.
+    The constant belongs to the activation that follows, relu(x) * RELU_GAIN; in the kernel it costs nothing when
+    exported.
     """
     axes = list(range(kernel.shape.rank - 1))
     fan_in = math.prod(kernel.shape[:-1])

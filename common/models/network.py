@@ -1,9 +1,9 @@
 """A network is a list of named weights and a pure function of them; no variables, no global state.
 
-TFF wants models as functions of their weights, publishing wants the weights folded into constants, and a coordinator must
-not hold several copies of a large model. One definition serves all three: an architecture asks a `Weights` scope for each
-weight it needs. Traced once with a recording scope this gives the list of weights (shapes and initializers, nothing
-allocated); called with a scope over tensors it computes.
+TFF wants models as functions of their weights, publishing wants the weights folded into constants, and a coordinator
+must not hold several copies of a large model. One definition serves all three: an architecture asks a `Weights` scope
+for each weight it needs. Traced once with a recording scope this gives the list of weights (shapes and initializers,
+nothing allocated); called with a scope over tensors it computes.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ def unet(*, filters: int, depth: int, outputs: int, normalization: Normalization
     """A U-Net of `depth` halvings that begins with `filters` channels and doubles them at each halving.
 
     Returns an architecture from images (batch, spatial..., channel), every spatial size a multiple of 2**depth, to
-    logits (batch, spatial..., outputs). With 3 channels, depth 4 and 2D it has 1.9M weights for 16 filters and 31.0M for 64.
+    logits (batch, spatial..., outputs). With 3 channels, depth 4 and 2D it has 1.9M weights for 16 filters and 31.0M
+    for 64.
     """
 
     def block(weights: Weights, name: str, images: tf.Tensor, channels: int) -> tf.Tensor:

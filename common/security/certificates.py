@@ -16,6 +16,7 @@ Source: the profile of X.509 certificates is RFC 5280, its use for naming TLS pe
 from __future__ import annotations
 
 import datetime
+import functools
 import ipaddress
 import os
 import re
@@ -76,7 +77,8 @@ def create_authority(folder: Path, study: str) -> None:
         )
     if (folder / AUTHORITY_CERTIFICATE).exists():
         raise IdentityError(
-            f"{folder}: already holds an authority; a new one would shut out every site that it made a certificate for. Use it, or "
+            f"{folder}: already holds an authority; a new one would shut out every site that it made a "
+            "certificate for. Use it, or "
             "choose another folder"
         )
     key = ec.generate_private_key(ec.SECP256R1())
@@ -187,6 +189,7 @@ def load_identity(folder: Path) -> Identity:
     return Identity(certificate_pem, key_pem, authority_pem, name, role, not_after)
 
 
+@functools.lru_cache(maxsize=256)
 def peer_name(pem_certificate: bytes) -> tuple[Role, str]:
     """Role and name of a certificate's owner, from its PEM (gRPC: ``auth_context()["x509_pem_cert"][0]``).
 
@@ -359,7 +362,8 @@ def _read_key(path: Path) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # The parser's own message is left out: it must never repeat what the file holds.
         raise IdentityError(
-            f"{path}: expected a PEM private key without password, found something else; restore it or get a new identity"
+            f"{path}: expected a PEM private key without password, found something else; restore it or get a "
+            "new identity"
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise IdentityError(f"{path}: expected an elliptic-curve key, found {type(key).__name__}; get a new identity")

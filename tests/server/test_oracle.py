@@ -1,7 +1,8 @@
 """The correctness oracle: one study run three ways ends in the same weights.
 
-(a) `server.program` on TFF's native runtime, (b) the plan's graphs in this process, (c) `wardround simulate`: a coordinator
-and site processes over gRPC with mutual TLS. All three read the same files through the same `client.datasets`.
+(a) `server.program` on TFF's native runtime, (b) the plan's graphs in this process, (c) `wardround simulate`: a
+coordinator and site processes over gRPC with mutual TLS. All three read the same files through the same
+`client.datasets`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the system tests share: tiny generated data, a tiny study, and processes that end with the test that started them."""
+"""What the system tests share: tiny data, a tiny study, and processes that end with the test that started them."""
 
 from __future__ import annotations
 
@@ -126,11 +126,13 @@ class Setting:
         self.address = self.status()["address"]
         return process
 
-    def site(self, *sites: str, study: Path | None = None, identity: Path | None = None) -> Process:
-        """Starts one process that hosts these sites."""
+    def site(
+        self, *sites: str, study: Path | None = None, identity: Path | None = None, data: Path | None = None
+    ) -> Process:
+        """Starts one process that hosts these sites; one alone may have another study file, identity or data."""
         arguments: list[str | Path] = ["start", study or self.study, "--coordinator", self.address]
         for site in sites:
-            arguments += ["--site", site, "--data", self.data / site, "--work", self.folder / "sites" / site]
+            arguments += ["--site", site, "--data", data or self.data / site, "--work", self.folder / "sites" / site]
             arguments += ["--identity", identity or self.run.identity / "sites" / site]
         log = self.folder / f"{'+'.join(sites)}-{len(self.processes)}.log"
         return self._start("wardround-site", arguments, log)
@@ -191,9 +193,7 @@ class Setting:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `east`, `north` and `south` with five small images each, and a holdout."""
     folder = tmp_path_factory.mktemp("system") / "hospitals"
-    generate_hospitals(
-        folder, seed=1, images_per_site={"east": 5, "north": 5, "south": 5}, holdout_per_site=1, size=64
-    )
+    generate_hospitals(folder, seed=1, images_per_site={"east": 5, "north": 5, "south": 5}, holdout_per_site=1, size=64)
     return folder
 
 
@@ -228,7 +228,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Ca
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Setting, subprocess.CompletedProcess[str]]:
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, data: Path
+) -> tuple[Setting, subprocess.CompletedProcess[str]]:
     """The tiny study, simulated with all sites in one process; every other way must end in its weights."""
     made = Setting(tmp_path_factory.mktemp("undisturbed"), STUDY, data)
     return made, made.simulate("--in-process")

@@ -116,7 +116,9 @@ def test_below_the_quorum_a_round_is_tried_again_and_the_missing_sites_are_named
     assert below["round"] == 1
     assert below["attempt"] >= 2
     assert below["sites"]["east"]["stage"] == "done"  # what was received is kept
-    assert below["notice"].endswith(f"attempt {below['attempt']} waits for north (not connected), south (not connected)")
+    assert below["notice"].endswith(
+        f"attempt {below['attempt']} waits for north (not connected), south (not connected)"
+    )
     assert "waiting for sites, round 1 of 2, attempt " in short_of_sites.said_below
     assert "north and south are not connected" in short_of_sites.said_below
     assert "wardround-site start` at north and south" in short_of_sites.said_below

@@ -72,14 +72,21 @@ def test_a_truncated_image_is_named(site: Callable[..., Any], copy: Path) -> Non
     torn = copy / "images" / "0002.tif"
     torn.write_bytes(torn.read_bytes()[:-3000])
     result = site(data=copy)
-    assert_refused(result.returncode, result.stderr, 3, f"{copy}: 1 of 5 cases", "image 0002.tif", "Correct these files")
+    assert_refused(
+        result.returncode, result.stderr, 3, f"{copy}: 1 of 5 cases", "image 0002.tif", "Correct these files"
+    )
 
 
 def test_an_image_without_label_is_named(site: Callable[..., Any], copy: Path) -> None:
     (copy / "labels" / "0003.tif").unlink()
     result = site(data=copy)
     assert_refused(
-        result.returncode, result.stderr, 3, str(copy), "images without a label of the same name: 0003.tif", "Give every"
+        result.returncode,
+        result.stderr,
+        3,
+        str(copy),
+        "images without a label of the same name: 0003.tif",
+        "Give every",
     )
 
 
@@ -129,31 +136,44 @@ def test_a_holdout_folder_that_does_not_exist_is_named(coordinator: Callable[...
 
 
 @pytest.fixture(scope="module")
-def refused(setting: Callable[[str], Any], short_study: str) -> dict[str, tuple[int, str]]:
-    """Exit code and output of two sites that a coordinator cannot take, and of all that then go on."""
+def refused(setting: Callable[[str], Any], short_study: str) -> dict[str, Any]:
+    """Exit code and output of three sites that a coordinator has no use for, and of all that then go on."""
     study, stranger = setting(short_study), setting(short_study)
     study.identities("east", "north")
     stranger.identities("east", "north")
     other = study.folder / "other.yaml"
     other.write_text(short_study.replace("seed: 3", "seed: 4"))
+    data = Path(shutil.copytree(study.data / "east", study.folder / "spoiled"))
     coordinator = study.coordinator()
+    spoiled = study.site("east", data=data)
+    study.until(lambda _: "5 training" in spoiled.said(), spoiled)
+    for image in (data / "images").iterdir():
+        image.write_bytes(image.read_bytes()[:-3000])
     processes = {
+        "spoiled data": spoiled,
         "another plan": study.site("east", study=other),
         "another authority": study.site("north", identity=stranger.run.identity / "sites" / "north"),
     }
     ended = {name: (process.end(), process.said()) for name, process in processes.items()}
+    ended["east"] = study.status()["sites"]["east"]
     sites = study.site("east", "north")
     return ended | {name: (one.end(), one.said()) for name, one in (("sites", sites), ("coordinator", coordinator))}
 
 
-def test_a_site_with_another_plan_is_refused(refused: dict[str, tuple[int, str]]) -> None:
+def test_a_site_with_another_plan_is_refused(refused: dict[str, Any]) -> None:
     assert_refused(*refused["another plan"], 6, "plan:", "use the coordinator's study file and the same version")
 
 
-def test_a_site_of_another_authority_gives_up(refused: dict[str, tuple[int, str]]) -> None:
+def test_a_site_of_another_authority_gives_up(refused: dict[str, Any]) -> None:
     assert_refused(*refused["another authority"], 5, "127.0.0.1", "issuer certificate", "get a new identity")
 
 
-def test_the_coordinator_goes_on_after_refusing(refused: dict[str, tuple[int, str]]) -> None:
+def test_a_site_whose_images_are_damaged_in_the_meantime_says_so_on_both_sides(refused: dict[str, Any]) -> None:
+    assert_refused(*refused["spoiled data"], 3, "spoiled: image 000", ".tif: cannot be read")
+    east = refused["east"]
+    assert (east["connected"], east["stage"], east["reason"]) == (False, "failed", "its data can no longer be read")
+
+
+def test_the_coordinator_goes_on_after_refusing(refused: dict[str, Any]) -> None:
     assert [refused[name][0] for name in ("sites", "coordinator")] == [0, 0], refused["coordinator"][1]
     assert "Traceback" not in refused["coordinator"][1]

@@ -81,7 +81,8 @@ def test_validation_dice_counts_every_site_the_same_whatever_its_size(plan: Stud
     assert evaluate is not None
     state = to_numpy(evaluate.initialize())
     total = evaluate.zero()
-    # Two sites with Dice 1 (2*4/(2*4+0)) and 0.5 (2*1/(2*1+1+1)) of the one foreground class, and one with nothing to find.
+    # Two sites with Dice 1 (2*4/(2*4+0)) and 0.5 (2*1/(2*1+1+1)) of the one foreground class, and one with nothing to
+    # find.
     for true_positive, false_positive, false_negative in ((4, 0, 0), (1, 1, 1), (0, 0, 0)):
         sent = _evaluation_update(true_positive, false_positive, false_negative)
         total = evaluate.accumulate(*total, *sent)

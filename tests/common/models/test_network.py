@@ -43,7 +43,7 @@ def test_logits_have_the_images_shape_and_training_lowers_the_loss(
 
 
 def test_the_classic_sizes(tiny_study: Callable[..., Study]) -> None:
-    """16 base filters, depth 4: the classic U-Net has 1.94M weights; gains of standardized kernels are a few thousand more."""
+    """With 16 base filters and depth 4 the classic U-Net has 1.94M weights; gains are a few thousand more."""
     from dataclasses import replace
 
     study = tiny_study()
