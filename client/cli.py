@@ -106,7 +106,6 @@ def _start(options: argparse.Namespace) -> int:
 def _run(agents: list[Any], sites: list[str]) -> int:
     """Runs every agent in a thread of its own; the first failure ends all."""
     failures: list[BaseException] = []
-    done = threading.Event()
 
     def attend(agent: Any, site: str) -> None:
         try:
@@ -135,9 +134,7 @@ def _run(agents: list[Any], sites: list[str]) -> int:
     for thread in threads:
         thread.start()
     for thread in threads:
-        while thread.is_alive():
-            thread.join(0.5)
-    done.set()
+        thread.join()  # signals are handled meanwhile
     if failures:
         raise failures[0]
     return 128 + stopped[0] if stopped else 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from common.errors import DataError, NetworkError, RunFolderError, UsageError, WardroundError
-from common.learning.runtime import configure_tensorflow
+from common.learning.runtime import configure_tensorflow, release_memory
 from common.security.certificates import Identity, load_identity
 from common.study import Study
 from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
@@ -108,7 +108,9 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
         configure_tensorflow(study.training.threads)
         from common.learning.plan import build_plan
 
-        return build_plan(study)
+        plan = build_plan(study)
+        release_memory()
+        return plan
 
     plan = await asyncio.to_thread(load)
     _log.info("plan %s compiled in %.1f s", plan.digest.hex()[:16], time.monotonic() - started)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
+import gc
 import logging
 import os
 import sys
 
 from common.errors import TrainingError
+
+
+def release_memory() -> None:
+    """Give back to the system what compiling left behind: at 31M weights a fifth of a coordinator's memory."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def configure_tensorflow(threads: int) -> None:

@@ -90,7 +90,9 @@ class Network:
 
 def _seed_of(seed: int, name: str) -> tf.Tensor:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return tf.constant([int.from_bytes(digest[start : start + 4], "little", signed=True) for start in (0, 4)], tf.int32)
+    # Not a constant to TensorFlow's optimizer, which would compute the weights while it builds the graph and keep them.
+    seed_pair = [int.from_bytes(digest[start : start + 4], "little", signed=True) for start in (0, 4)]
+    return tf.raw_ops.PlaceholderWithDefault(input=tf.constant(seed_pair, tf.int32), shape=[2])
 
 
 def zeros(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:

@@ -67,7 +67,8 @@ def test_a_coordinator_killed_between_rounds_goes_on_where_it_was(
     first = study.coordinator(listen=listen, holdout=True)
     sites = study.site("east", "north")
     # Round 1 is saved, and round 2 is trained but not yet saved: the most that can be lost.
-    study.until(lambda _: study.run.sites.exists() and (2, "train", "north") in rows_of_sites(study), first, sites)
+    saved = study.run.state / "000001.tensors"
+    study.until(lambda _: saved.exists() and (2, "train", "north") in rows_of_sites(study), first, sites)
     first.kill()
     again = study.coordinator(listen=listen, holdout=True)
     assert [again.end(), sites.end()] == [0, 0], again.said()
