@@ -81,6 +81,8 @@ async def run_study(
     saved, done = await states.load_latest(beginning)
     program = beginning if saved is None else saved
     del initial, beginning, saved  # each holds a model; the loop keeps one
+    if done:
+        releases.best_changed(int(program["best_round"]), _score(program))
     saving = asyncio.create_task(_nothing())
     for number in range(done + 1, rounds + 1):
         data = program["training_data"].select()
@@ -111,10 +113,15 @@ async def run_study(
             states.save(collections.OrderedDict((k, copy.copy(v)) for k, v in program.items()), number)
         )
         del state, weights
-        releases.best_changed(int(program["best_round"]), score and float(program["best_score"]))
+        releases.best_changed(int(program["best_round"]), _score(program))
     await saving
-    best_score = float(program["best_score"])
-    return Outcome(rounds, int(program["best_round"]), best_score if best_score >= 0 else None)
+    return Outcome(rounds, int(program["best_round"]), _score(program))
+
+
+def _score(program: Mapping[str, Any]) -> float | None:
+    """The best validation score so far; None where sites do not validate."""
+    score = float(program["best_score"])
+    return score if score >= 0 else None
 
 
 async def _evaluate(
