@@ -9,14 +9,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from client.datasets import Cancelled
 from client.transfer import BroadcastStore, join_scalars, upload
 from client.work import Worker
-from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, WardroundError, WireError
+from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, WireError
 from common.security.certificates import Identity
 from common.version import VERSION
 from common.wire import federation_pb2 as pb
@@ -28,6 +28,8 @@ _KINDS = {pb.TRAIN: "train", pb.EVALUATE: "evaluate"}
 _STAGES = {"train": "training", "evaluate": "evaluation"}
 _PROGRESS_SECONDS = 0.5
 _LONGEST_PAUSE = 10.0
+_TRIES = 3
+_T = TypeVar("_T")
 
 
 class Agent:
@@ -60,12 +62,10 @@ class Agent:
         self._broadcasts = BroadcastStore()
         self._stopping = threading.Event()
         self._channel: Any = None
-        self._superseded = threading.Event()
 
     def stop(self) -> None:
         """Ends `run` soon, from another thread or a signal handler."""
         self._stopping.set()
-        self._superseded.set()
         channel = self._channel
         if channel is not None:
             channel.close()
@@ -115,18 +115,25 @@ class Agent:
             str(self._address), channel_credentials(self._identity), options=CHANNEL_OPTIONS
         ) as channel:
             self._channel = channel
+            if self._stopping.is_set():  # `stop` may have closed the channel before this one
+                return None
             stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call]
             stream = stub.Attend(_drain(outbox))
-            tasks = _Inbox(stream, self._superseded, self._check)
+            inbox = _Inbox(stream, self._check)
             try:
-                while (item := tasks.next()) is not None:
-                    if isinstance(item, pb.Finished):
-                        return str(item.reason)
-                    if isinstance(item, pb.Task):
-                        self._do(item, stub, outbox)
-                    else:
-                        _log.info("connected to %s (version %s)", self._address, item.version)
+                while (received := inbox.next()) is not None:
+                    body, superseded = received
+                    if isinstance(body, pb.Finished):
+                        return str(body.reason)
+                    if isinstance(body, pb.Task):
+                        self._do(body, superseded, stub, outbox)
+                    elif isinstance(body, pb.Welcome):
+                        _log.info("connected to %s (version %s)", self._address, body.version)
                         self._report({"state": "connected", "notice": ""})
+            except DataError:
+                outbox.put(None)  # nothing more from here; the coordinator ends the stream when it has read the reason
+                inbox.ended.wait(_LONGEST_PAUSE)
+                raise
             finally:
                 outbox.put(None)
                 stream.cancel()
@@ -143,13 +150,18 @@ class Agent:
                 "of Wardround"
             )
 
-    def _do(self, task: pb.Task, stub: Any, outbox: queue.SimpleQueue[pb.SiteMessage | None]) -> None:
+    def _do(
+        self,
+        task: pb.Task,
+        superseded: threading.Event,
+        stub: Any,
+        outbox: queue.SimpleQueue[pb.SiteMessage | None],
+    ) -> None:
         kind = _KINDS.get(task.name.kind)
         if kind is None:
             raise PlanMismatchError(
                 f"task of kind {task.name.kind}: not known to this version; install the coordinator's"
             )
-        self._superseded.clear()
         number = task.name.round
         last = 0.0
 
@@ -160,7 +172,7 @@ class Agent:
 
         def on_batch(batch: int, batches: int) -> None:
             nonlocal last
-            if self._superseded.is_set():
+            if superseded.is_set() or self._stopping.is_set():
                 raise Cancelled
             if batch in (1, batches) or time.monotonic() - last >= _PROGRESS_SECONDS:
                 last = time.monotonic()
@@ -168,18 +180,19 @@ class Agent:
 
         try:
             say("download")
-            tensors = self._broadcasts.fetch(stub, self._envelope, task)
+            tensors = _again_if_damaged(lambda: self._broadcasts.fetch(stub, self._envelope, task))
             broadcast = join_scalars(tensors, task.scalars, self._worker.expected(kind))
             say(_STAGES[kind])
             started = time.monotonic()
             update = self._worker.work(kind, number, broadcast, on_batch)
             seconds = time.monotonic() - started
-            if self._superseded.is_set():
+            if superseded.is_set() or self._stopping.is_set():
                 _log.info("round %d (%s): given up, the coordinator has gone on or away", number, kind)
                 return
             say("upload")
             timing = pb.Timing(download=self._broadcasts.seconds, work=seconds, cases=self._worker.cases(kind))
-            receipt = upload(stub, pb.UploadHeader(envelope=self._envelope, task=task.name, timing=timing), update)
+            header = pb.UploadHeader(envelope=self._envelope, task=task.name, timing=timing)
+            receipt = _again_if_damaged(lambda: upload(stub, header, update))
             if receipt.accepted:
                 _log.info("round %d (%s): sent after %.1f s of work", number, kind, seconds)
                 self._report({"state": "waiting", "round": number, "batch": 0, "batches": 0})
@@ -190,7 +203,7 @@ class Agent:
             raise error
         except WireError as error:
             _log.warning("round %d (%s): %s", number, kind, error)
-            self._fail(task, outbox, "what arrived from the coordinator was damaged")
+            self._fail(task, outbox, "broadcast or update were damaged on the line, several times")
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
@@ -198,7 +211,6 @@ class Agent:
 
     def _fail(self, task: pb.Task, outbox: queue.SimpleQueue[pb.SiteMessage | None], reason: str) -> None:
         outbox.put(pb.SiteMessage(envelope=self._envelope, failure=pb.Failure(task=task.name, reason=reason)))
-        self._stopping.wait(0.5)  # lets the words leave before the stream is closed
 
     def _raise_if_final(self, error: Any) -> None:
         code, details = error.code(), error.details() or ""
@@ -206,7 +218,11 @@ class Agent:
             raise PlanMismatchError(
                 f"{details}; use the coordinator's study file and the same version of Wardround"
             ) from error
-        if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+        if code in (
+            grpc.StatusCode.PERMISSION_DENIED,
+            grpc.StatusCode.UNAUTHENTICATED,
+            grpc.StatusCode.ABORTED,  # another process speaks as this site
+        ):
             raise IdentityError(f"the coordinator at {self._address} refuses this site: {details}") from error
         if code is grpc.StatusCode.UNIMPLEMENTED:
             raise NetworkError(
@@ -222,34 +238,48 @@ class Agent:
 class _Inbox:
     """Reads the coordinator's messages in a thread, so that a newer task can end the work on an older one."""
 
-    def __init__(
-        self, stream: Any, superseded: threading.Event, check: Callable[[pb.CoordinatorMessage], None]
-    ) -> None:
+    def __init__(self, stream: Any, check: Callable[[pb.CoordinatorMessage], None]) -> None:
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._superseded = superseded
+        self._newest = threading.Event()
+        self.ended = threading.Event()
         threading.Thread(target=self._read, args=(stream, check), daemon=True, name="wardround-inbox").start()
 
     def _read(self, stream: Any, check: Callable[[pb.CoordinatorMessage], None]) -> None:
         try:
             for message in stream:
                 check(message)
-                body = getattr(message, message.WhichOneof("body"))
-                if not isinstance(body, pb.Welcome):
-                    self._superseded.set()
-                self._items.put(body)
+                kind = message.WhichOneof("body")
+                if kind is None:  # a word of a later version
+                    continue
+                if kind != "welcome":
+                    self._newest.set()
+                    self._newest = threading.Event()
+                self._items.put((getattr(message, kind), self._newest))
             self._items.put(None)
-        except (grpc.RpcError, WardroundError) as error:
+        except BaseException as error:  # whatever it is, whoever waits for a message must hear of it
             self._items.put(error)
-        self._superseded.set()
+        self._newest.set()
+        self.ended.set()
 
-    def next(self) -> Any:
-        """The next message's body, the newest task where several wait; None at the end of the stream."""
+    def next(self) -> tuple[Any, threading.Event] | None:
+        """The next message's body and an event that a newer message sets; None at the end of the stream."""
         item = self._items.get()
-        while isinstance(item, pb.Task) and not self._items.empty():
-            item = self._items.get()
+        while isinstance(item, tuple) and isinstance(item[0], pb.Task) and not self._items.empty():
+            item = self._items.get()  # the newest task is the one that counts
         if isinstance(item, BaseException):
             raise item
-        return item
+        found: tuple[Any, threading.Event] | None = item
+        return found
+
+
+def _again_if_damaged(transfer: Callable[[], _T]) -> _T:
+    """Repeats a transfer that arrived damaged; the third time it is an error."""
+    for _ in range(_TRIES - 1):
+        try:
+            return transfer()
+        except WireError as error:
+            _log.warning("%s", error)
+    return transfer()
 
 
 def _drain(outbox: queue.SimpleQueue[pb.SiteMessage | None]) -> Iterator[pb.SiteMessage]:

@@ -114,8 +114,7 @@ def _run(agents: list[Any], sites: list[str]) -> int:
                 logging.info("%s: %s", site, closing)
         except BaseException as error:
             failures.append(error)
-            for other in agents:
-                other.stop()
+            logging.error("%s: has ended: %s", site, error)
 
     threads = [
         threading.Thread(target=attend, args=pair, name=f"wardround-{pair[1]}")
@@ -152,10 +151,21 @@ class _Reporter:
             ) from error
         self._path = folder / "status.json"
         self._fields: dict[str, Any] = {"study": study.name, "site": site, "state": "starting"}
-        self({})
+        try:
+            self._write()
+        except OSError as error:
+            raise RunFolderError(
+                f"{self._path}: cannot be written ({error.strerror}); choose another --work, or free space"
+            ) from error
 
     def __call__(self, fields: dict[str, Any]) -> None:
         self._fields.update(fields)
+        try:
+            self._write()
+        except OSError as error:  # status is for watching; the site goes on without
+            logging.warning("%s: cannot be written (%s)", self._path, error.strerror)
+
+    def _write(self) -> None:
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(self._fields))
         partial.replace(self._path)

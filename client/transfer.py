@@ -75,7 +75,7 @@ def upload(stub: Any, header: pb.UploadHeader, tensors: Sequence[Array]) -> pb.U
 
     Raises
     ------
-    WireError : the receipt is of another study, plan, site or task.
+    WireError : the update arrived damaged, or the receipt is of another study, plan, site or task.
     grpc.RpcError : the connection broke.
     """
     size = encoded_size(specs_of(tensors))
@@ -92,4 +92,6 @@ def upload(stub: Any, header: pb.UploadHeader, tensors: Sequence[Array]) -> pb.U
     receipt: pb.UploadReceipt = stub.Upload(messages())
     if receipt.envelope != header.envelope or receipt.task != header.task:
         raise WireError("receipt: it is of another study, plan, site or task; the update counts as not taken")
+    if receipt.again:
+        raise WireError(f"update: {receipt.reason}")
     return receipt

@@ -8,8 +8,10 @@ import sys
 import warnings
 
 # gRPC: TLS 1.3 only; see common/wire/channel.py. Where gRPC is loaded already it would be too late, and must show.
+TLS12_SUITES_VARIABLE = "GRPC_SSL_CIPHER_SUITES"
+TLS12_SUITES = "ECDHE-RSA-AES256-GCM-SHA384"
 if "grpc" not in sys.modules:
-    os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")
+    os.environ.setdefault(TLS12_SUITES_VARIABLE, TLS12_SUITES)
 
 # TensorFlow: errors of the devices it looks for and does not find are not the user's.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import csv
 import json
 import logging
@@ -67,7 +68,13 @@ async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, hol
     except asyncio.CancelledError:
         status.set(state="stopped", notice="the coordinator was stopped; start it again with the same command to go on")
         _log.info("stopped")
-        return _STOPPED
+        if server is not None:
+            await server.stop(grace=0.2)
+        status.write()
+        # Compiling, evaluating or publishing may go on for minutes in a thread that cannot be interrupted. Everything
+        # that it writes is put in place whole or not at all, so the process may end here.
+        logging.shutdown()
+        os._exit(_STOPPED)
     except WardroundError as error:
         status.set(state="failed", error=str(error))
         raise
@@ -78,7 +85,8 @@ async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, hol
         writing.cancel()
         if server is not None:
             await server.stop(grace=0.2)
-        status.write()
+        with contextlib.suppress(RunFolderError):  # the error that ends the run is the one to show
+            status.write()
 
 
 def _bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
@@ -128,8 +136,6 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
     ledger = SiteLedger(run.sites)
     federation = Federation(plan, run.updates, journal, changed=status.changed, round_closed=ledger.record)
     status.federation = federation
-    for leftover in run.updates.iterdir():
-        leftover.unlink()  # of a round that was not finished; its sites send the same bits again
     await start(server, federation)
     status.set(state="waiting for sites")
 
@@ -170,6 +176,7 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
     await federation.drained()
     status.set(state="publishing")
     report = await asyncio.to_thread(_report, study, run, outcome.best_round, outcome.best_score, evaluated, started)
+    write_atomically(run.report, json.dumps(report, indent=1))
     journal.note("published", version=report["publication"]["version"])
     journal.close()
     status.set(state="finished", published=report["publication"]["folder"])
@@ -233,6 +240,7 @@ class _LastRow:
         self._status = status
         self._run = run
         self._evaluated = evaluated
+        self._first = True  # after a start, rows of a round that was cut off may be there
 
     async def release(self, value: Any, key: int) -> None:
         """Takes one round's metrics."""
@@ -241,17 +249,15 @@ class _LastRow:
             "round": key,
             "train_loss": float(value["train"]["loss"]),
             "validation_dice": value.get("validation", {}).get("dice"),
-            "holdout_dice": holdout.get("dice"),
+            "holdout_dice": _finite(holdout.get("dice")),
             "seconds": value.get("seconds"),
         }
         _log.info("round %d: %s", key, json.dumps(last))
         self._status.set(last=last)
         if self._evaluated is not None and self._evaluated.latest is not None:
-            append_csv(
-                self._run.holdout,
-                [collections.OrderedDict(round=key, **dict(row)) for row in self._evaluated.latest.rows()],
-                key,
-            )
+            rows = [collections.OrderedDict(round=key, **dict(row)) for row in self._evaluated.latest.rows()]
+            await asyncio.to_thread(append_csv, self._run.holdout, rows, key if self._first else None)
+            self._first = False
 
 
 class SiteLedger:
@@ -329,7 +335,7 @@ def _report(
     evaluated: _Evaluated | None,
     started: float | None,
 ) -> dict[str, Any]:
-    """Evaluates and publishes one round's weights, and writes `report.json`."""
+    """Evaluates and publishes one round's weights; returns the report, where `best_round` is that round."""
     from server.publishing import publish as publish_files
 
     weights = _weights(study, run, best_round)
@@ -347,8 +353,8 @@ def _report(
         "publication": {**publication, "version": version, "folder": str(run.published / version)},
         "seconds": round(time.monotonic() - started, 1) if started is not None else None,
     }
-    write_atomically(run.report, json.dumps(_finite(report), indent=1))
-    return report
+    finite: dict[str, Any] = _finite(report)
+    return finite
 
 
 def _weights(study: Study, run: RunFolder, round_number: int) -> list[Array]:
@@ -404,7 +410,10 @@ def publish(run: RunFolder, holdout: Path | None, round_number: int | None) -> d
     chosen, score = _chosen_round(study, run, round_number)
     opened = _open_holdout(study, holdout)
     configure_tensorflow(study.training.threads)
-    return _report(study, run, chosen, score, opened, None)
+    report = _report(study, run, chosen, score, opened, None)
+    if not run.report.exists():  # the study's own final figures stay as they are
+        write_atomically(run.report, json.dumps(report, indent=1))
+    return report
 
 
 def _required_holdout(study: Study, folder: Path) -> _Evaluated:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,16 @@ from typing import Any
 
 import tensorflow_federated as tff
 
-from common.errors import TrainingError, WireError
+from common.errors import RunFolderError, TrainingError, WardroundError, WireError
 from common.learning.graph import Graph, flatten, leaf_types, to_numpy, unflatten
 from common.learning.plan import NO_GRAPPLER, RoundPlan, StudyPlan
 from common.study import Study
 from common.wire.tensors import Array, Stored, encode_chunks, encoded_size, read_tensors
 from server.journal import Journal
 from server.rounds import Kind, Round, Stage
+
+TAKEN_OVER = object()
+"""What a connection's outbox holds when the same site has opened another."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Call:
     broadcast: Broadcast
     deadline: float
     started: float = field(default_factory=time.monotonic)
+    failure: WardroundError | None = None
     bytes_down: dict[str, int] = field(default_factory=dict)
     _event: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -168,17 +173,19 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         quorum = min(self.study.cohort.quorum, len(sites))
         deadline = time.monotonic() + self.study.cohort.deadline_seconds
         call = Call(Round(kind, number, sites, quorum), plan, broadcast, deadline)
+        await asyncio.to_thread(self._restore, call)
         self._journal.opened(kind.value, number, sites, broadcast.digest)
         self.call = call
         self.begun = True
         for site in sites:
             self.give_task(site)
-        summing = asyncio.create_task(self._sum(call))
+        closing, summing = asyncio.create_task(self._until_closed(call)), asyncio.create_task(self._sum(call))
         try:
-            await self._until_closed(call)
-            report = await summing
+            await asyncio.gather(closing, summing)
         finally:
+            closing.cancel()
             summing.cancel()
+        report = summing.result()
         leaves = await asyncio.to_thread(plan.update, state, report)
         self._round_closed(call)
         for site in call.round.included:
@@ -191,8 +198,28 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         # The state stays in TensorFlow's memory, where the next round wants it; metrics are for everyone.
         return unflatten([*leaves[:state_leaves], *to_numpy(leaves[state_leaves:])], plan.result_type)
 
+    def _restore(self, call: Call) -> None:
+        """Takes up what sites sent for this very round before the coordinator was last stopped; removes the rest."""
+        round_ = call.round
+        known = self._journal.acknowledged(round_.kind.value, round_.number, call.broadcast.digest)
+        kept = set()
+        for site, event in known.items():
+            path = self._updates / event["file"]
+            digest = bytes.fromhex(event["sha256"])
+            try:
+                read_tensors(path, call.plan.sent, digest)
+            except WireError:
+                continue  # gone or damaged; the site is asked again, and sends the same bits
+            round_.received(site, Stored(path, digest, event["bytes"]))
+            kept.add(path)
+        for path in self._updates.iterdir():
+            if path not in kept:
+                path.unlink()
+
     async def _until_closed(self, call: Call) -> None:
         while not call.round.complete:
+            if call.failure is not None:
+                raise call.failure
             try:
                 async with asyncio.timeout(max(0.0, call.deadline - time.monotonic())):
                     await call.change()
@@ -245,7 +272,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         """A site's stream opened; a stream it had before is taken over."""
         previous = self.connections.get(connection.site)
         if previous is not None:
-            previous.outbox.put_nowait(None)
+            previous.outbox.put_nowait(TAKEN_OVER)
         self.connections[connection.site] = connection
         if self.finished is not None:
             connection.outbox.put_nowait(self.finished)
@@ -285,14 +312,19 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
 
     def received(self, call: Call, site: str, stored: Stored, **figures: Any) -> None:
         """A site's update is on disk and verified; from here on it is included."""
-        self._journal.received(call.round.kind.value, call.round.number, call.round.attempt, site, stored)
+        try:
+            self._journal.received(call.round.kind.value, call.round.number, call.round.attempt, site, stored)
+        except RunFolderError as error:
+            call.failure = error  # ends the coordinator, with its exit code
+            call.announce()
+            raise
         call.round.received(site, stored, **figures)
         call.announce()
         self._changed()
 
     def update_path(self, call: Call, site: str) -> Path:
-        """Where the site's update of this round lies."""
-        return self._updates / f"{call.round.number:06d}-{call.round.kind.value}-{site}.tensors"
+        """A new file for an update of the site: no upload ever replaces another."""
+        return self._updates / f"{call.round.number:06d}-{call.round.kind.value}-{site}-{uuid.uuid4().hex[:8]}.tensors"
 
     def finish(self, reason: str) -> None:
         """The study is over: tells every site, and those that come later."""

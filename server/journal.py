@@ -56,8 +56,21 @@ class Journal:
 
     def received(self, kind: str, number: int, attempt: int, site: str, stored: Stored) -> None:
         """A site's update is on disk; from here on it is included."""
-        detail = {"sha256": stored.digest.hex(), "bytes": stored.size}
+        detail = {"sha256": stored.digest.hex(), "bytes": stored.size, "file": stored.path.name}
         self._append("received", kind, number, attempt, site, detail)
+
+    def acknowledged(self, kind: str, number: int, broadcast: bytes) -> dict[str, dict[str, Any]]:
+        """By site, what was received for this round of this broadcast, in this process or one before it."""
+        found: dict[str, dict[str, Any]] = {}
+        same = False
+        for event in self.events():
+            if (event["kind"], event["round"]) != (kind, number):
+                continue
+            if event["event"] == "opened":
+                same = event["broadcast"] == broadcast.hex()
+            elif event["event"] == "received" and same:
+                found[event["site"]] = event
+        return found
 
     def retried(self, kind: str, number: int, attempt: int, missing: Sequence[str]) -> None:
         """The quorum was not met at the deadline; this attempt waits for these sites."""

@@ -109,13 +109,19 @@ async def run_study(
         await saving
         # The next round begins while this one's state is written; what a crash loses then is trained again to the same
         # bits.
-        saving = asyncio.create_task(
-            states.save(collections.OrderedDict((k, copy.copy(v)) for k, v in program.items()), number)
-        )
-        del state, weights
-        releases.best_changed(int(program["best_round"]), _score(program))
+        snapshot = collections.OrderedDict((key, copy.copy(value)) for key, value in program.items())
+        saving = asyncio.create_task(_save(states, snapshot, number, releases))
+        del state, weights, snapshot
     await saving
     return Outcome(rounds, int(program["best_round"]), _score(program))
+
+
+async def _save(
+    states: tff.program.ProgramStateManager, program: Mapping[str, Any], number: int, releases: Releases
+) -> None:
+    """Saves; only then may weights go that the state before still calls the best."""
+    await states.save(program, number)
+    releases.best_changed(int(program["best_round"]), _score(program))
 
 
 def _score(program: Mapping[str, Any]) -> float | None:

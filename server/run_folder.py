@@ -93,12 +93,12 @@ class RunFolder:
     def is_locked(self) -> bool:
         """Whether a coordinator is running here."""
         try:
-            with (self.path / "coordinator.lock").open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
+            with (self.path / "coordinator.lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
+        except OSError:  # never started, or not for this user to read
+            return False
         return False
 
     def is_finished(self) -> bool:

@@ -15,7 +15,7 @@ from common.version import VERSION
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.tensors import BlobWriter, Stored, encode_chunks, read_tensors
-from server.federation import Call, Connection, Federation
+from server.federation import TAKEN_OVER, Call, Connection, Federation
 from server.rounds import Kind, Stage
 
 _KINDS = {Kind.TRAIN: pb.TRAIN, Kind.EVALUATE: pb.EVALUATE}
@@ -54,8 +54,13 @@ class FederationService(rpc.FederationServicer):
         try:
             while True:
                 item = await connection.outbox.get()
-                if item is None:  # the site's own newer stream took over, or this one broke
+                if item is None:  # the stream broke
                     return
+                if item is TAKEN_OVER:
+                    await context.abort(
+                        grpc.StatusCode.ABORTED,
+                        f"another process attends as {connection.site!r}; run one process a site, and stop the other",
+                    )
                 if isinstance(item, str):
                     yield self._message(connection.site, finished=pb.Finished(reason=item))
                 elif isinstance(item, Call) and item is self._federation.call:
@@ -108,21 +113,25 @@ class FederationService(rpc.FederationServicer):
         try:
             stored = await self._store(requests, call, site)
         except WireError as error:
-            return self._receipt(header, str(error))
+            return self._receipt(header, str(error), again=True)
         except RunFolderError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise
         if self._federation.call is not call or not call.round.wants(site):
-            return self._receipt(header, "the round closed before the update arrived")
-        self._federation.received(
-            call,
-            site,
-            stored,
-            cases=header.timing.cases,
-            download=header.timing.download,
-            work=header.timing.work,
-            upload=time.monotonic() - started,
-        )
+            stored.path.unlink(missing_ok=True)
+            return self._receipt(header, "the round closed, or another copy came first, before this update arrived")
+        try:
+            self._federation.received(
+                call,
+                site,
+                stored,
+                cases=header.timing.cases,
+                download=header.timing.download,
+                work=header.timing.work,
+                upload=time.monotonic() - started,
+            )
+        except RunFolderError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return self._receipt(header, None)
 
     async def _store(self, requests: AsyncIterator[pb.UploadMessage], call: Call, site: str) -> Stored:
@@ -136,7 +145,11 @@ class FederationService(rpc.FederationServicer):
                         writing = asyncio.ensure_future(asyncio.to_thread(writer.write, message.data))
                         continue
                     stored = await asyncio.to_thread(writer.commit, message.blob.sha256, message.blob.size)
-                    await asyncio.to_thread(read_tensors, stored.path, call.plan.sent)
+                    try:
+                        await asyncio.to_thread(read_tensors, stored.path, call.plan.sent)
+                    except WireError:
+                        stored.path.unlink(missing_ok=True)
+                        raise
                     return stored
             finally:
                 await asyncio.wait([writing])  # the file is not closed under a write
@@ -183,12 +196,13 @@ class FederationService(rpc.FederationServicer):
             return f"an update has {call.update_size} bytes, this one has {header.blob.size}"
         return None
 
-    def _receipt(self, header: pb.UploadHeader, refusal: str | None) -> pb.UploadReceipt:
+    def _receipt(self, header: pb.UploadHeader, refusal: str | None, *, again: bool = False) -> pb.UploadReceipt:
         return pb.UploadReceipt(
             envelope=self._envelope(header.envelope.site),
             task=header.task,
             accepted=refusal is None,
             reason=refusal or "",
+            again=again,
         )
 
     def _envelope(self, site: str) -> pb.Envelope:

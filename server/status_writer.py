@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from common.errors import RunFolderError
 from common.study import Study
 from server.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from server.federation import Federation
 
+_log = logging.getLogger("wardround.coordinator")
 _SHORTEST_INTERVAL = 0.25
 
 
@@ -49,7 +52,10 @@ class StatusWriter:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            await asyncio.to_thread(self._run.write_status, self._snapshot())
+            try:
+                await asyncio.to_thread(self._run.write_status, self._snapshot())
+            except RunFolderError as error:  # a full disk stops the round itself, in its own words
+                _log.warning("%s", error)
             await asyncio.sleep(_SHORTEST_INTERVAL)
 
     def write(self) -> None:

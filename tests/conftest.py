@@ -5,15 +5,11 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 import common  # noqa: F401  (sets what gRPC and TensorFlow read when they load; must come first)
 from common.study import Study, parse_study
-
-REPOSITORY = Path(__file__).parents[1]
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """How coordinator and sites reach each other: gRPC over TLS 1.3, with certificates on both sides.
 
-gRPC reads its list of cipher suites from the environment when it is imported, and never again, so this module sets it
-first. A process that imports gRPC (TensorFlow Federated does) before this module would accept TLS 1.2;
-`server_credentials` refuses to serve then.
+gRPC has no option for the version of TLS. It reads a list of cipher suites for TLS 1.2 from the environment when it is
+imported, and never again, so the package `common` sets it first: its only suite needs an RSA certificate, with the
+P-256 certificates of a study no TLS 1.2 handshake can succeed, and TLS 1.3, whose suites are fixed, remains. A process
+where the list is another would accept TLS 1.2; `server_credentials` refuses to serve then.
 """
 
 from __future__ import annotations
@@ -10,21 +11,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import sys
 from typing import Final, NamedTuple
 
+import grpc
+
+from common import TLS12_SUITES, TLS12_SUITES_VARIABLE
 from common.errors import IdentityError, NetworkError
 from common.security.certificates import Identity
 from common.wire.tensors import MAX_MESSAGE_BYTES
-
-# gRPC has no option for the version of TLS. This list governs TLS 1.2 alone, and its only suite needs an RSA
-# certificate: with the P-256 certificates of a study no TLS 1.2 handshake can succeed, and TLS 1.3, whose suites are
-# fixed, remains.
-_SUITES_VARIABLE: Final = "GRPC_SSL_CIPHER_SUITES"
-if "grpc" not in sys.modules:  # where it is loaded, setting the variable would do nothing but look right
-    os.environ.setdefault(_SUITES_VARIABLE, "ECDHE-RSA-AES256-GCM-SHA384")
-
-import grpc  # noqa: E402  (the variable above comes first)
 
 _COMMON_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # A little above the largest payload, for the fields around it.
@@ -87,19 +81,17 @@ def server_credentials(identity: Identity) -> grpc.ServerCredentials:
     Raises
     ------
     IdentityError
-        The identity is a site's.
-    RuntimeError
-        gRPC was imported before this module, so that TLS 1.2 could not be turned off.
+        The identity is a site's, or TLS 1.2 could not be turned off in this process.
     """
     if identity.role != "coordinator":
         raise IdentityError(
             f"identity {identity.name!r}: expected the coordinator's, found a {identity.role}'s; give the folder of "
             "the coordinator's identity"
         )
-    if _SUITES_VARIABLE not in os.environ:
-        raise RuntimeError(
-            "grpc was imported before common.wire.channel, so this process would accept TLS 1.2; import "
-            f"common.wire.channel first, or set {_SUITES_VARIABLE} before Python starts"
+    if os.environ.get(TLS12_SUITES_VARIABLE) != TLS12_SUITES:
+        raise IdentityError(
+            f"{TLS12_SUITES_VARIABLE}: expected {TLS12_SUITES}, found {os.environ.get(TLS12_SUITES_VARIABLE)}: this "
+            "process would accept TLS 1.2; unset the variable where the command is started"
         )
     return grpc.ssl_server_credentials(
         [(identity.key, identity.certificate)], root_certificates=identity.authority, require_client_auth=True

@@ -169,13 +169,15 @@ class UploadMessage(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class UploadReceipt(_message.Message):
-    __slots__ = ("envelope", "task", "accepted", "reason")
+    __slots__ = ("envelope", "task", "accepted", "reason", "again")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     task: TaskName
     accepted: bool
     reason: str
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., accepted: bool = ..., reason: _Optional[str] = ...) -> None: ...
+    again: bool
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., accepted: bool = ..., reason: _Optional[str] = ..., again: bool = ...) -> None: ...

@@ -93,6 +93,14 @@ def test_memory_that_numpy_lends_is_not_copied_and_odd_memory_is_still_right() -
         expected = vector * 2
         np.testing.assert_array_equal(to_numpy(Graph(doubled)(vector))[0], expected)
 
+    @tff.tensorflow.computation(tff.TensorType(np.float32, (2**18,)))
+    def same(vector: tf.Tensor) -> tf.Tensor:
+        return tf.identity(vector)
+
+    (view,) = to_numpy(Graph(same)(aligned))
+    aligned[0] = 7
+    assert view[0] == 7  # one memory: what numpy lent, TensorFlow passed on and `to_numpy` shows
+
 
 def test_structures_flatten_in_the_order_of_their_type_and_come_back() -> None:
     kind = tff.to_type(collections.OrderedDict(b=np.float32, a=(np.int32, np.int32)))
