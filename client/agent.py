@@ -187,8 +187,7 @@ class Agent:
             update = self._worker.work(kind, number, broadcast, on_batch)
             seconds = time.monotonic() - started
             if superseded.is_set() or self._stopping.is_set():
-                _log.info("round %d (%s): given up, the coordinator has gone on or away", number, kind)
-                return
+                raise Cancelled
             say("upload")
             timing = pb.Timing(download=self._broadcasts.seconds, work=seconds, cases=self._worker.cases(kind))
             header = pb.UploadHeader(envelope=self._envelope, task=task.name, timing=timing)
@@ -198,6 +197,8 @@ class Agent:
                 self._report({"state": "waiting", "round": number, "batch": 0, "batches": 0})
             else:
                 _log.warning("round %d (%s): not taken: %s", number, kind, receipt.reason)
+        except Cancelled:
+            _log.info("round %d (%s): given up, the coordinator has gone on or away", number, kind)
         except DataError as error:
             self._fail(task, outbox, "its data can no longer be read")
             raise error

@@ -214,7 +214,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             kept.add(path)
         for path in self._updates.iterdir():
             if path not in kept:
-                path.unlink()
+                path.unlink(missing_ok=True)  # a late upload that was refused removes its own
 
     async def _until_closed(self, call: Call) -> None:
         while not call.round.complete:

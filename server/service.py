@@ -115,6 +115,8 @@ class FederationService(rpc.FederationServicer):
         except WireError as error:
             return self._receipt(header, str(error), again=True)
         except RunFolderError as error:
+            if self._federation.call is not call:  # the next round began by removing what was half here
+                return self._receipt(header, "the round closed before this update arrived")
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise
         if self._federation.call is not call or not call.round.wants(site):

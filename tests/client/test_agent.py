@@ -1,0 +1,482 @@
+"""The agent against a coordinator that does what the test says: work, damage on the line, refusals, and being stopped.
+
+The coordinator here is real gRPC over TLS but holds no rounds; with the real one the agent is tested in
+`tests/server/test_service.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from client.agent import Agent
+from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, WardroundError
+from common.security.certificates import Identity, ensure_simulation_identities, load_identity
+from common.wire import federation_pb2 as pb
+from common.wire import federation_pb2_grpc as rpc
+from common.wire.channel import SERVER_OPTIONS, Address, server_credentials
+from common.wire.tensors import TensorSpec, decode, encode_chunks
+
+PATIENCE = 20.0  # seconds until a test gives up
+PROMPT = 5.0  # what a stop may take on a machine that does much else; waiting for a timeout of gRPC's takes longer
+PLAN = b"\x07" * 32
+ENVELOPE = pb.Envelope(study="digits", plan_digest=PLAN, site="alpha")
+BROADCAST = b"".join(encode_chunks([np.arange(40_000, dtype=np.float32)]))
+SCALARS = b"".join(encode_chunks([np.float32(0.5)]))
+
+
+def task(number: int, kind: int = pb.TRAIN) -> pb.Task:
+    blob = pb.Blob(sha256=hashlib.sha256(BROADCAST).digest(), size=len(BROADCAST))
+    return pb.Task(name=pb.TaskName(kind=kind, round=number, attempt=1), broadcast=blob, scalars=SCALARS)
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    """Waits until the condition holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+class Coordinator(rpc.FederationServicer):
+    """Says what the test puts into `says` and keeps what it hears.
+
+    `says` takes bodies of messages, whole messages, status codes (the stream ends with it) and None (it just ends).
+    Each download serves the next of `serves`, each upload is answered by the next of `answers`; by default all is well.
+    """
+
+    def __init__(self, identity: Identity, port: int = 0) -> None:
+        self.says: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.serves: list[Any] = []
+        self.answers: list[Callable[[pb.UploadReceipt], None]] = []
+        self.heard: list[pb.SiteMessage] = []
+        self.downloads = 0
+        self.uploads: list[tuple[pb.UploadHeader, bytes]] = []
+        self.streams = 0
+        self._pool = ThreadPoolExecutor(8)
+        self._server = grpc.server(self._pool, options=SERVER_OPTIONS)
+        self._port = self._server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
+        self.address = Address("127.0.0.1", self._port)
+        rpc.add_FederationServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        self._server.start()
+
+    def say(self, **body: Any) -> None:
+        self.says.put(pb.CoordinatorMessage(envelope=ENVELOPE, **body))
+
+    def stages(self) -> list[str]:
+        """What the site said of how far it is, repetitions left out."""
+        said = [message.progress.stage for message in self.heard if message.WhichOneof("body") == "progress"]
+        return [stage for index, stage in enumerate(said) if index == 0 or said[index - 1] != stage]
+
+    def failures(self) -> list[str]:
+        return [message.failure.reason for message in self.heard if message.WhichOneof("body") == "failure"]
+
+    def stop(self) -> None:
+        self.says.put(None)
+        self._server.stop(grace=None).wait()
+        self._pool.shutdown()
+
+    def Attend(self, requests: Any, context: Any) -> Iterator[pb.CoordinatorMessage]:
+        self.heard.append(next(requests))
+        self.streams += 1
+        ended = threading.Event()
+
+        def listen() -> None:
+            with contextlib.suppress(Exception):  # the site hung up
+                self.heard.extend(requests)
+            ended.set()
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield pb.CoordinatorMessage(envelope=ENVELOPE, welcome=pb.Welcome(version="test"))
+        while not ended.is_set():
+            try:
+                said = self.says.get(timeout=0.01)
+            except queue.Empty:
+                continue
+            if said is None:
+                return
+            if isinstance(said, grpc.StatusCode):
+                context.abort(said, "the test says so")
+            yield said
+
+    def Download(self, request: pb.DownloadRequest, context: Any) -> Iterator[pb.Chunk]:
+        self.downloads += 1
+        content = self.serves.pop(0) if self.serves else BROADCAST
+        if isinstance(content, grpc.StatusCode):
+            context.abort(content, "the test says so")
+        for begin in range(0, len(content), 2**16):
+            yield pb.Chunk(data=content[begin : begin + 2**16])
+
+    def Upload(self, requests: Any, context: Any) -> pb.UploadReceipt:
+        messages = list(requests)
+        header, end = messages[0].header, messages[-1].blob
+        data = b"".join(message.data for message in messages[1:-1])
+        assert (end.size, end.sha256) == (len(data), hashlib.sha256(data).digest())
+        self.uploads.append((header, data))
+        receipt = pb.UploadReceipt(envelope=header.envelope, task=header.task, accepted=True)
+        if self.answers:
+            self.answers.pop(0)(receipt)
+        return receipt
+
+
+class Worker:
+    """Sends the round's number; when told to hold, works until it is let go or its work is ended."""
+
+    digest = PLAN
+    training_cases = 3
+    validation_cases = 1
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, int]] = []
+        self.ended: list[int] = []
+        self.broadcast: Sequence[Any] = ()
+        self.error: Exception | None = None
+        self.swallow = False
+        self.go = threading.Event()
+        self.go.set()
+
+    def expected(self, kind: str) -> Sequence[TensorSpec]:
+        return (TensorSpec("float32", ()), TensorSpec("float32", (40_000,)))
+
+    def work(self, kind: str, round_number: int, broadcast: Sequence[Any], on_batch: Any) -> Sequence[Any]:
+        self.begun.append((kind, round_number))
+        self.broadcast = broadcast
+        if self.error is not None:
+            raise self.error
+        try:
+            on_batch(1, 2)
+            while not self.go.wait(0.005):
+                on_batch(1, 2)
+        except Exception:
+            self.ended.append(round_number)
+            if not self.swallow:
+                raise
+        return [np.full(5, round_number, np.float32)]
+
+    def cases(self, kind: str) -> int:
+        return self.training_cases if kind == "train" else self.validation_cases
+
+
+class Running:
+    """An agent in a thread, what it reported, and how it ended."""
+
+    def __init__(self, address: Address, identity: Identity, worker: Worker) -> None:
+        self.reports: list[dict[str, Any]] = []
+        self.agent = Agent("digits", "alpha", worker, address, identity, self.reports.append)
+        self.end: Future[str] = Future()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.end.set_result(self.agent.run())
+        except BaseException as error:
+            self.end.set_exception(error)
+
+    def state(self) -> str:
+        return str(self.reports[-1]["state"]) if self.reports else ""
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
+    folder = tmp_path_factory.mktemp("identities")
+    ensure_simulation_identities(folder, "digits", ["alpha"], ["127.0.0.1"])
+    return {"alpha": load_identity(folder / "sites" / "alpha"), "coordinator": load_identity(folder / "coordinator")}
+
+
+@pytest.fixture
+def start(identities: dict[str, Identity]) -> Iterator[Callable[..., Coordinator]]:
+    made: list[Coordinator] = []
+
+    def begin(port: int = 0) -> Coordinator:
+        made.append(Coordinator(identities["coordinator"], port))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def coordinator(start: Callable[..., Coordinator]) -> Coordinator:
+    return start()
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+@pytest.fixture
+def site(coordinator: Coordinator, identities: dict[str, Identity], worker: Worker) -> Iterator[Running]:
+    running = Running(coordinator.address, identities["alpha"], worker)
+    yield running
+    running.agent.stop()
+    running.end.exception(PATIENCE)
+
+
+# Its tasks. ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name", "cases"), [(pb.TRAIN, "train", 3), (pb.EVALUATE, "evaluate", 1)])
+def test_a_task_is_downloaded_worked_on_and_sent(
+    coordinator: Coordinator, site: Running, worker: Worker, kind: int, name: str, cases: int
+) -> None:
+    coordinator.say(task=task(4, kind))
+    eventually(lambda: coordinator.uploads)
+    assert worker.begun == [(name, 4)]
+    assert worker.broadcast[0] == np.float32(0.5)  # the scalar of the task, where the plan has it
+    np.testing.assert_array_equal(worker.broadcast[1], np.arange(40_000, dtype=np.float32))
+    ((header, data),) = coordinator.uploads
+    assert (header.envelope, header.task, header.timing.cases) == (ENVELOPE, task(4, kind).name, cases)
+    np.testing.assert_array_equal(decode(data)[0], np.full(5, 4, np.float32))
+    eventually(lambda: site.state() == "waiting")
+    assert coordinator.heard[0].hello.training_cases == 3
+    eventually(lambda: len(coordinator.stages()) == 3)
+    assert coordinator.stages() == ["download", {"train": "training", "evaluate": "evaluation"}[name], "upload"]
+    assert all(message.envelope == ENVELOPE for message in coordinator.heard)
+
+
+def test_a_broadcast_that_is_here_already_is_not_downloaded_again(coordinator: Coordinator, site: Running) -> None:
+    for number in (1, 2):
+        coordinator.say(task=task(number))
+        eventually(lambda number=number: len(coordinator.uploads) == number)
+    assert coordinator.downloads == 1
+
+
+_DAMAGED = {
+    "altered": BROADCAST[:-3] + b"\xff" + BROADCAST[-2:],
+    "cut off": BROADCAST[:70_000],
+    "empty": b"",
+    "too long": BROADCAST + b"x",
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGED)
+def test_a_damaged_broadcast_is_fetched_again(
+    coordinator: Coordinator, site: Running, worker: Worker, damage: str
+) -> None:
+    coordinator.serves = [_DAMAGED[damage]] * 2
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.uploads)
+    assert coordinator.downloads == 3
+    np.testing.assert_array_equal(worker.broadcast[1], np.arange(40_000, dtype=np.float32))
+
+
+def test_a_broadcast_damaged_three_times_is_a_failure_and_the_site_stays(
+    coordinator: Coordinator, site: Running, worker: Worker
+) -> None:
+    coordinator.serves = [BROADCAST[:70_000]] * 3
+    coordinator.say(task=task(1))
+    eventually(coordinator.failures)
+    assert coordinator.failures() == ["broadcast or update were damaged on the line, several times"]
+    assert worker.begun == []
+    coordinator.say(task=task(2))
+    eventually(lambda: coordinator.uploads)
+    assert coordinator.streams == 1
+
+
+def test_a_broadcast_of_a_round_that_is_over_is_no_failure(
+    coordinator: Coordinator, site: Running, worker: Worker
+) -> None:
+    coordinator.serves = [grpc.StatusCode.NOT_FOUND]
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.downloads)
+    coordinator.say(task=task(2))
+    eventually(lambda: coordinator.uploads)
+    assert worker.begun == [("train", 2)]
+    assert (coordinator.streams, coordinator.failures()) == (1, [])
+
+
+def _again(receipt: pb.UploadReceipt) -> None:
+    receipt.accepted, receipt.again, receipt.reason = False, True, "damaged"
+
+
+def _of_another_round(receipt: pb.UploadReceipt) -> None:
+    receipt.task.round += 1
+
+
+def _of_another_site(receipt: pb.UploadReceipt) -> None:
+    receipt.envelope.site = "beta"
+
+
+def _refused(receipt: pb.UploadReceipt) -> None:
+    receipt.accepted, receipt.reason = False, "round 1 is closed"
+
+
+@pytest.mark.parametrize("answer", [_again, _of_another_round, _of_another_site])
+def test_an_update_without_a_valid_receipt_is_sent_again(
+    coordinator: Coordinator, site: Running, worker: Worker, answer: Callable[[pb.UploadReceipt], None]
+) -> None:
+    coordinator.answers = [answer, answer]
+    coordinator.say(task=task(1))
+    eventually(lambda: len(coordinator.uploads) == 3)
+    assert coordinator.uploads[0] == coordinator.uploads[1] == coordinator.uploads[2]
+    eventually(lambda: site.state() == "waiting")
+    assert worker.begun == [("train", 1)]
+    assert coordinator.failures() == []
+
+
+def test_an_update_that_arrives_damaged_three_times_is_a_failure(coordinator: Coordinator, site: Running) -> None:
+    coordinator.answers = [_again] * 3
+    coordinator.say(task=task(1))
+    eventually(coordinator.failures)
+    assert len(coordinator.uploads) == 3
+
+
+def test_a_refused_update_is_not_sent_again(coordinator: Coordinator, site: Running) -> None:
+    coordinator.answers = [_refused]
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.uploads)
+    coordinator.say(task=task(2))
+    eventually(lambda: len(coordinator.uploads) == 2)
+    assert [header.task.round for header, _ in coordinator.uploads] == [1, 2]
+    assert coordinator.failures() == []
+
+
+def test_data_that_can_no_longer_be_read_is_told_and_ends_the_agent(
+    coordinator: Coordinator, site: Running, worker: Worker
+) -> None:
+    worker.error = DataError("image 0003.tif: cannot be read")
+    coordinator.say(task=task(1))
+    eventually(coordinator.failures)
+    assert coordinator.failures() == ["its data can no longer be read"]  # and names no file
+    with pytest.raises(DataError, match=r"0003\.tif"):
+        site.end.result(PATIENCE)
+
+
+# The end of its work. -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("swallow", [False, True], ids=["raising", "returning"])
+def test_a_newer_task_ends_the_work_on_an_older_one(
+    coordinator: Coordinator, site: Running, worker: Worker, swallow: bool
+) -> None:
+    worker.swallow = swallow  # as data sets do: the work ends early and returns something
+    worker.go.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+    coordinator.say(task=task(2))
+    eventually(lambda: len(worker.begun) == 2)
+    assert worker.ended == [1]
+    worker.go.set()
+    eventually(lambda: coordinator.uploads)
+    assert [header.task.round for header, _ in coordinator.uploads] == [2]
+    assert (coordinator.streams, coordinator.failures()) == (1, [])
+
+
+def test_of_several_newer_tasks_the_newest_is_done(coordinator: Coordinator, site: Running, worker: Worker) -> None:
+    worker.go.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+    for number in (2, 3, 4):
+        coordinator.say(task=task(number))
+    eventually(lambda: worker.begun[-1] == ("train", 4))
+    worker.go.set()
+    eventually(lambda: coordinator.uploads)
+    assert [header.task.round for header, _ in coordinator.uploads] == [4]
+
+
+def test_the_end_of_the_study_ends_the_work_and_the_agent(
+    coordinator: Coordinator, site: Running, worker: Worker
+) -> None:
+    worker.go.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+    coordinator.say(finished=pb.Finished(reason="study digits is complete"))
+    assert site.end.result(PATIENCE) == "study digits is complete"
+    assert worker.ended == [1]
+    assert coordinator.uploads == []
+    assert site.state() == "finished"
+
+
+def test_a_stop_ends_work_at_once(coordinator: Coordinator, site: Running, worker: Worker) -> None:
+    worker.go.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+    site.agent.stop()
+    assert site.end.result(PROMPT) == ""
+    assert worker.ended == [1]
+    assert coordinator.uploads == []
+
+
+def test_a_stop_ends_the_wait_for_a_task_at_once(coordinator: Coordinator, site: Running) -> None:
+    eventually(lambda: site.state() == "connected")
+    site.agent.stop()
+    assert site.end.result(PROMPT) == ""
+
+
+def test_a_stop_ends_the_search_for_a_coordinator_at_once(identities: dict[str, Identity]) -> None:
+    site = Running(Address("127.0.0.1", 1), identities["alpha"], Worker())  # nobody is there
+    eventually(lambda: site.state() == "reconnecting")
+    site.agent.stop()
+    assert site.end.result(PROMPT) == ""
+
+
+# The coordinator gone, or another. ----------------------------------------------------------------------------------
+
+
+def test_a_coordinator_that_goes_away_and_comes_back_is_found_again(
+    start: Callable[..., Coordinator], coordinator: Coordinator, site: Running, worker: Worker
+) -> None:
+    worker.go.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+    coordinator.stop()
+    eventually(lambda: worker.ended == [1])  # nobody waits for it any more
+    eventually(lambda: site.state() == "reconnecting")
+    worker.go.set()
+    back = start(coordinator.address.port)
+    back.say(task=task(1))
+    eventually(lambda: back.uploads)
+    assert back.heard[0].hello.training_cases == 3
+    assert worker.begun == [("train", 1)] * 2
+
+
+@pytest.mark.parametrize("end", [None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL], ids=str)
+def test_a_stream_that_ends_is_opened_again(coordinator: Coordinator, site: Running, end: Any) -> None:
+    coordinator.says.put(end)
+    eventually(lambda: coordinator.streams == 2)
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.uploads)
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "words"),
+    [
+        (grpc.StatusCode.FAILED_PRECONDITION, PlanMismatchError, "use the coordinator's study file"),
+        (grpc.StatusCode.PERMISSION_DENIED, IdentityError, "refuses this site: the test says so"),
+        (grpc.StatusCode.UNAUTHENTICATED, IdentityError, "refuses this site: the test says so"),
+        (grpc.StatusCode.ABORTED, IdentityError, "refuses this site: the test says so"),
+        (grpc.StatusCode.UNIMPLEMENTED, NetworkError, "that is no coordinator"),
+    ],
+    ids=lambda value: value.name if isinstance(value, grpc.StatusCode) else "",
+)
+def test_a_refusal_is_final(
+    coordinator: Coordinator, site: Running, code: grpc.StatusCode, error: type[WardroundError], words: str
+) -> None:
+    coordinator.says.put(code)
+    with pytest.raises(error, match=words):
+        site.end.result(PATIENCE)
+    assert coordinator.streams == 1
+
+
+@pytest.mark.parametrize("other", [{"study": "letters"}, {"plan_digest": b"\x08" * 32}, {"site": "beta"}], ids=str)
+def test_a_task_of_another_study_plan_or_site_is_not_begun(
+    coordinator: Coordinator, site: Running, worker: Worker, other: dict[str, Any]
+) -> None:
+    envelope = pb.Envelope(**{"study": "digits", "plan_digest": PLAN, "site": "alpha"} | other)
+    coordinator.says.put(pb.CoordinatorMessage(envelope=envelope, task=task(1)))
+    with pytest.raises(PlanMismatchError):
+        site.end.result(PATIENCE)
+    assert worker.begun == []
+    assert coordinator.downloads == 0

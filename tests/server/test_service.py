@@ -1,0 +1,797 @@
+"""What the coordinator takes from sites, what it refuses, and what it makes of it: over gRPC and TLS, without training.
+
+A round here broadcasts its state, and every site sends one number in many copies. The round's result reads the numbers
+as the digits of one, in the order in which they were added: 123 is "1, then 2, then 3".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow_federated as tff
+
+from client.agent import Agent
+from common.errors import IdentityError, PlanMismatchError, RunFolderError
+from common.security.certificates import Identity, ensure_simulation_identities, load_identity
+from common.study import parse_study
+from common.wire import federation_pb2 as pb
+from common.wire import federation_pb2_grpc as rpc
+from common.wire.channel import CHANNEL_OPTIONS, SERVER_OPTIONS, Address, channel_credentials, server_credentials
+from common.wire.tensors import TensorSpec, decode, encode_chunks, read_tensors
+from server.federation import Call, Federation, SiteData
+from server.journal import Journal
+from server.rounds import Stage
+from server.service import start
+
+PATIENCE = 20.0  # seconds until a test gives up; nothing here takes one
+SITES = ("alpha", "beta", "gamma")
+DIGITS = {"alpha": 1, "beta": 2, "gamma": 3, "delta": 4}
+SIZE = 200
+STUDY = parse_study(
+    """
+study: digits
+seed: 1
+task: {dimensions: 2, channels: 1, classes: [background, cell]}
+model: {filters: 4, depth: 2}
+preprocessing: {patch: [16, 16]}
+training: {rounds: 9}
+cohort: {sites: [alpha, beta, gamma], quorum: 2, deadline: 10m}
+"""
+)
+STATE = tff.to_type([("weights", (np.float32, [SIZE])), ("rate", np.float32)])
+
+
+class Digits:
+    """A round of a plan whose result shows which numbers were added and in which order; nothing is compiled."""
+
+    process = SimpleNamespace(initialize=object(), next=object())
+    state_type = STATE
+    result_type = tff.to_type([("state", STATE), ("metrics", [("count", np.int32)])])
+    broadcast = (TensorSpec("float32", (SIZE,)), TensorSpec("float32", ()))
+    sent = (TensorSpec("float32", (SIZE,)), TensorSpec("int32", ()))
+
+    def initialize(self) -> list[Any]:
+        return [np.zeros(SIZE, np.float32), np.float32(0.5)]
+
+    def prepare(self, weights: Any, rate: Any) -> list[Any]:
+        return [weights, rate]
+
+    def zero(self) -> list[Any]:
+        return [np.zeros(SIZE, np.float32), np.int32(0)]
+
+    def accumulate(self, total: Any, count: Any, update: Any, one: Any) -> list[Any]:
+        return [total * 10 + update, count + one]
+
+    def report(self, total: Any, count: Any) -> list[Any]:
+        return [total, count]
+
+    def update(self, state: Sequence[Any], report: Sequence[Any]) -> list[Any]:
+        return [report[0], state[1], report[1]]
+
+
+PLAN: Any = SimpleNamespace(study=STUDY, train=Digits(), evaluate=None, digest=b"\x07" * 32)
+
+
+def update_of(site: str) -> list[Any]:
+    """What the site sends."""
+    return [np.full(SIZE, DIGITS[site], np.float32), np.int32(1)]
+
+
+def blob_of(tensors: Sequence[Any]) -> bytes:
+    """The tensors as they cross the wire."""
+    return b"".join(encode_chunks(tensors))
+
+
+def sha256(blob: bytes) -> bytes:
+    return hashlib.sha256(blob).digest()
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    """Waits until the condition holds, and returns what it returned."""
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+    return found
+
+
+class Coordinator:
+    """A federation and its service on a real port, in the loop of another thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path, identity: Identity, port: int = 0) -> None:
+        self._loop = loop
+        self.updates = folder / "updates"
+        self.updates.mkdir(exist_ok=True)
+        self.journal_file = folder / "journal.sqlite"
+        self._rounds: list[Future[Any]] = []
+        self._do(self._start(identity, port))
+
+    async def _start(self, identity: Identity, port: int) -> None:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        port = self._server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
+        self.address = Address("127.0.0.1", port)
+        self.journal = Journal(self.journal_file)
+        self.federation = Federation(PLAN, self.updates, self.journal)
+        await start(self._server, self.federation)
+
+    def open(self, number: int = 1, *, weight: float = 0.0) -> Future[Any]:
+        """Begins a round on a state of this weight; the future holds its result."""
+        state = [np.full(SIZE, weight, np.float32), np.float32(0.5)]
+        argument = (state, [SiteData(site, number) for site in SITES])
+        result = asyncio.run_coroutine_threadsafe(self.federation.invoke(PLAN.train.process.next, argument), self._loop)
+        self._rounds.append(result)
+        eventually(lambda: result.done() or (self.call is not None and self.call.round.number == number))
+        return result
+
+    @property
+    def call(self) -> Call | None:
+        return self.federation.call
+
+    def stage(self, site: str) -> Stage:
+        """Where the site is within the round under way."""
+        assert self.call is not None
+        return self.call.round.answers[site].stage
+
+    def pass_deadline(self) -> None:
+        """As if the round's time were over."""
+
+        async def expire() -> None:
+            assert self.call is not None
+            self.call.deadline = 0.0
+            self.call.announce()
+
+        self._do(expire())
+
+    def finish(self) -> None:
+        """The study is over."""
+        self._loop.call_soon_threadsafe(self.federation.finish, "over")
+
+    def files(self) -> list[str]:
+        """What lies in the folder of updates, files that are still being written among them."""
+        return sorted(path.name for path in self.updates.iterdir())
+
+    def stop(self) -> None:
+        """Ends as a process does, in the middle of whatever is under way."""
+        for result in self._rounds:
+            result.cancel()
+        self._do(self._server.stop(grace=0))
+        self.journal.close()
+
+    def _do(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+
+
+class Stream:
+    """A control stream in raw messages."""
+
+    def __init__(self, site: Site, envelope: pb.Envelope) -> None:
+        self._outbox: queue.SimpleQueue[pb.SiteMessage | None] = queue.SimpleQueue()
+        self.say(envelope, hello=pb.Hello(version="test", training_cases=1))
+        self._call = site.stub.Attend(iter(self._outbox.get, None), timeout=PATIENCE)
+
+    def say(self, envelope: pb.Envelope, **body: Any) -> None:
+        self._outbox.put(pb.SiteMessage(envelope=envelope, **body))
+
+    def next(self) -> Any:
+        """The next message's body."""
+        message = next(self._call)
+        return getattr(message, message.WhichOneof("body"))
+
+    def refusal(self) -> tuple[grpc.StatusCode, str]:
+        """How the stream ends."""
+        return refusal(lambda: list(self._call))
+
+    def close(self) -> None:
+        self._outbox.put(None)
+        self._call.cancel()
+
+
+class Upload:
+    """An upload of which the test decides when each part is sent."""
+
+    def __init__(self, site: Site, envelope: pb.Envelope, *, number: int = 1, size: int) -> None:
+        self._messages: queue.SimpleQueue[pb.UploadMessage | None] = queue.SimpleQueue()
+        task = pb.TaskName(kind=pb.TRAIN, round=number, attempt=1)
+        header = pb.UploadHeader(envelope=envelope, task=task, blob=pb.Blob(size=size))
+        self._messages.put(pb.UploadMessage(header=header))
+        self._call = site.stub.Upload.future(iter(self._messages.get, None), timeout=PATIENCE)
+
+    def send(self, data: bytes, piece: int = 100) -> None:
+        for begin in range(0, len(data), piece):
+            self._messages.put(pb.UploadMessage(data=data[begin : begin + piece]))
+
+    def end(self, blob: pb.Blob | None = None) -> pb.UploadReceipt:
+        """Sends the digest, if given one, and waits for the receipt."""
+        if blob is not None:
+            self._messages.put(pb.UploadMessage(blob=blob))
+        self._messages.put(None)
+        return self._call.result()
+
+    def break_off(self) -> None:
+        self._messages.put(None)
+        self._call.cancel()
+
+
+class Site:
+    """A site in raw calls: says what an agent says, and what it never would."""
+
+    def __init__(self, coordinator: Coordinator, name: str, identity: Identity) -> None:
+        self.name = name
+        self._channel = grpc.secure_channel(
+            str(coordinator.address), channel_credentials(identity), options=CHANNEL_OPTIONS
+        )
+        self.stub: Any = rpc.FederationStub(self._channel)  # type: ignore[no-untyped-call]
+        self.envelope = pb.Envelope(study="digits", plan_digest=PLAN.digest, site=name)
+
+    def attend(self, envelope: pb.Envelope | None = None) -> Stream:
+        return Stream(self, envelope or self.envelope)
+
+    def begin_upload(self, size: int, *, number: int = 1, envelope: pb.Envelope | None = None) -> Upload:
+        return Upload(self, envelope or self.envelope, number=number, size=size)
+
+    def upload(
+        self, tensors: Sequence[Any] | None = None, *, number: int = 1, envelope: pb.Envelope | None = None
+    ) -> pb.UploadReceipt:
+        """Sends a whole update, the site's own unless given another."""
+        blob = blob_of(update_of(self.name) if tensors is None else tensors)
+        upload = self.begin_upload(len(blob), number=number, envelope=envelope)
+        upload.send(blob)
+        return upload.end(pb.Blob(sha256=sha256(blob), size=len(blob)))
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class Worker:
+    """Sends the site's digit; works until it is let go, when told to hold."""
+
+    training_cases = 3
+    validation_cases = 1
+
+    def __init__(self, site: str, *, digest: bytes = PLAN.digest, hold: bool = False) -> None:
+        self.digest = digest
+        self.begun: list[int] = []
+        self.go = threading.Event()
+        self._update = update_of(site)
+        if not hold:
+            self.go.set()
+
+    def expected(self, kind: str) -> Sequence[TensorSpec]:
+        return PLAN.train.broadcast
+
+    def work(self, kind: str, round_number: int, broadcast: Sequence[Any], on_batch: Any) -> Sequence[Any]:
+        self.begun.append(round_number)
+        on_batch(1, 2)
+        while not self.go.wait(0.005):
+            on_batch(1, 2)
+        return self._update
+
+    def cases(self, kind: str) -> int:
+        return self.training_cases
+
+
+def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    """The status and the words with which the call fails."""
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    error: Any = raised.value
+    return error.code(), error.details()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    made = asyncio.new_event_loop()
+    thread = threading.Thread(target=made.run_forever, daemon=True)
+    thread.start()
+    yield made
+    made.call_soon_threadsafe(made.stop)
+    thread.join()
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
+    """The coordinator's and the sites', and that of `delta`, whom the authority knows but the study does not."""
+    folder = tmp_path_factory.mktemp("identities")
+    sites = [*SITES, "delta"]
+    ensure_simulation_identities(folder, "digits", sites, ["127.0.0.1"])
+    found = {site: load_identity(folder / "sites" / site) for site in sites}
+    return found | {"coordinator": load_identity(folder / "coordinator")}
+
+
+@pytest.fixture
+def started(
+    loop: asyncio.AbstractEventLoop, identities: dict[str, Identity], tmp_path: Path
+) -> Iterator[Callable[..., Coordinator]]:
+    """Starts coordinators on one folder, one after the other."""
+    made: list[Coordinator] = []
+
+    def make(port: int = 0) -> Coordinator:
+        made.append(Coordinator(loop, tmp_path, identities["coordinator"], port))
+        return made[-1]
+
+    yield make
+    for one in made:
+        with contextlib.suppress(sqlite3.Error):
+            one.stop()
+
+
+@pytest.fixture
+def coordinator(started: Callable[..., Coordinator]) -> Coordinator:
+    return started()
+
+
+@pytest.fixture
+def connect(identities: dict[str, Identity]) -> Iterator[Callable[..., Site]]:
+    """Opens a raw channel to a coordinator as one of the sites."""
+    made: list[Site] = []
+
+    def make(coordinator: Coordinator, name: str) -> Site:
+        made.append(Site(coordinator, name, identities[name]))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def alpha(coordinator: Coordinator, connect: Callable[..., Site]) -> Site:
+    return connect(coordinator, "alpha")
+
+
+@pytest.fixture
+def beta(coordinator: Coordinator, connect: Callable[..., Site]) -> Site:
+    return connect(coordinator, "beta")
+
+
+@pytest.fixture
+def gamma(coordinator: Coordinator, connect: Callable[..., Site]) -> Site:
+    return connect(coordinator, "gamma")
+
+
+@pytest.fixture
+def run(identities: dict[str, Identity]) -> Iterator[Callable[..., Future[str]]]:
+    """Runs an agent in a thread; the future holds what its `run` returns or raises."""
+    agents: list[tuple[Agent, Future[str]]] = []
+
+    def begin(coordinator: Coordinator, site: str, worker: Worker) -> Future[str]:
+        agent = Agent("digits", site, worker, coordinator.address, identities[site])
+        end: Future[str] = Future()
+        agents.append((agent, end))
+
+        def body() -> None:
+            try:
+                end.set_result(agent.run())
+            except BaseException as error:
+                end.set_exception(error)
+
+        threading.Thread(target=body, daemon=True).start()
+        return end
+
+    yield begin
+    for agent, _ in agents:
+        agent.stop()
+    for _, end in agents:
+        end.exception(PATIENCE)
+
+
+# Who may speak, and by which plan. ----------------------------------------------------------------------------------
+
+_CALLS: dict[str, Callable[[Site, pb.Envelope], Any]] = {
+    "attend": lambda site, envelope: list(site.stub.Attend(iter([_hello(envelope)]), timeout=PATIENCE)),
+    "download": lambda site, envelope: list(site.stub.Download(pb.DownloadRequest(envelope=envelope))),
+    "upload": lambda site, envelope: site.upload(envelope=envelope),
+}
+
+
+def _hello(envelope: pb.Envelope) -> pb.SiteMessage:
+    return pb.SiteMessage(envelope=envelope, hello=pb.Hello(version="test"))
+
+
+@pytest.mark.parametrize("call", _CALLS)
+def test_a_message_in_the_name_of_another_site_is_refused(coordinator: Coordinator, alpha: Site, call: str) -> None:
+    coordinator.open()
+    envelope = pb.Envelope(study="digits", plan_digest=PLAN.digest, site="beta")
+    code, words = refusal(lambda: _CALLS[call](alpha, envelope))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "'alpha'" in words
+    assert "'beta'" in words
+    assert coordinator.files() == []
+
+
+def test_a_later_message_in_the_name_of_another_site_ends_the_stream(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    stream = alpha.attend()
+    stream.next()
+    task = stream.next()
+    stolen = pb.Envelope(study="digits", plan_digest=PLAN.digest, site="beta")
+    stream.say(stolen, failure=pb.Failure(task=task.name, reason="not mine to say"))
+    assert stream.refusal()[0] is grpc.StatusCode.PERMISSION_DENIED
+    assert coordinator.stage("beta") is Stage.WAITING
+
+
+@pytest.mark.parametrize("call", _CALLS)
+def test_a_site_outside_the_cohort_is_refused(
+    coordinator: Coordinator, connect: Callable[..., Site], call: str
+) -> None:
+    delta = connect(coordinator, "delta")
+    code, words = refusal(lambda: _CALLS[call](delta, delta.envelope))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "'delta' is not in the cohort" in words
+    assert "delta" not in coordinator.federation.connections
+
+
+@pytest.mark.parametrize("call", _CALLS)
+@pytest.mark.parametrize("other", [{"plan_digest": b"\x08" * 32}, {"study": "letters"}], ids=["plan", "study"])
+def test_another_plan_or_study_is_refused(
+    coordinator: Coordinator, alpha: Site, call: str, other: dict[str, Any]
+) -> None:
+    envelope = pb.Envelope(**{"study": "digits", "plan_digest": PLAN.digest, "site": "alpha"} | other)
+    code, words = refusal(lambda: _CALLS[call](alpha, envelope))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert words.startswith("plan: the coordinator runs study 'digits' with plan 0707070707070707")
+
+
+def test_an_agent_with_another_plan_gives_up(coordinator: Coordinator, run: Callable[..., Future[str]]) -> None:
+    end = run(coordinator, "alpha", Worker("alpha", digest=b"\x08" * 32))
+    with pytest.raises(
+        PlanMismatchError, match=r"0707070707070707.*0808080808080808.*use the coordinator's study file"
+    ):
+        end.result(PATIENCE)
+
+
+def test_a_second_stream_of_a_site_takes_over_and_the_first_is_told(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    first = alpha.attend()
+    assert [type(first.next()) for _ in range(2)] == [pb.Welcome, pb.Task]
+    second = alpha.attend()
+    assert [type(second.next()) for _ in range(2)] == [pb.Welcome, pb.Task]
+    code, words = first.refusal()
+    assert code is grpc.StatusCode.ABORTED
+    assert "another process attends as 'alpha'" in words
+    assert coordinator.stage("alpha") is Stage.ASSIGNED  # the end of the first stream is not the end of the site
+    second.close()
+    eventually(lambda: coordinator.stage("alpha") is Stage.WAITING)
+
+
+def test_of_two_agents_for_one_site_the_first_gives_up(
+    coordinator: Coordinator, run: Callable[..., Future[str]]
+) -> None:
+    first = run(coordinator, "alpha", Worker("alpha"))
+    eventually(lambda: "alpha" in coordinator.federation.connections)
+    second = run(coordinator, "alpha", Worker("alpha"))
+    with pytest.raises(IdentityError, match="another process attends as 'alpha'"):
+        first.result(PATIENCE)
+    assert "alpha" in coordinator.federation.connections
+    coordinator.finish()
+    assert second.result(PATIENCE) == "over"
+
+
+# What is taken as an update. ----------------------------------------------------------------------------------------
+
+_WHOLE = blob_of(update_of("alpha"))
+_OTHER_TYPE = blob_of([np.full(SIZE, 1, np.int32), np.float32(1)])
+_FLIPPED = _WHOLE[:-7] + bytes([_WHOLE[-7] ^ 1]) + _WHOLE[-6:]
+_NOT_TAKEN: dict[str, tuple[bytes, pb.Blob | None]] = {
+    "another digest": (_WHOLE, pb.Blob(sha256=bytes(32), size=len(_WHOLE))),
+    "another size": (_WHOLE, pb.Blob(sha256=sha256(_WHOLE), size=len(_WHOLE) + 1)),
+    "a flipped bit": (_FLIPPED, pb.Blob(sha256=sha256(_WHOLE), size=len(_WHOLE))),
+    "bytes missing": (_WHOLE[:-1], pb.Blob(sha256=sha256(_WHOLE[:-1]), size=len(_WHOLE) - 1)),
+    "bytes too many": (_WHOLE + b"x", pb.Blob(sha256=sha256(_WHOLE + b"x"), size=len(_WHOLE) + 1)),
+    "no digest": (_WHOLE, None),
+    "cut off": (_WHOLE[:300], None),
+    "nothing": (b"", None),
+    "tensors of another type": (_OTHER_TYPE, pb.Blob(sha256=sha256(_OTHER_TYPE), size=len(_OTHER_TYPE))),
+}
+
+
+@pytest.mark.parametrize("damage", _NOT_TAKEN)
+def test_a_damaged_update_leaves_no_file_and_can_be_sent_again(
+    coordinator: Coordinator, alpha: Site, damage: str
+) -> None:
+    assert len(_OTHER_TYPE) == len(_WHOLE)  # so that only its types are wrong
+    coordinator.open()
+    data, end = _NOT_TAKEN[damage]
+    upload = alpha.begin_upload(len(_WHOLE))
+    upload.send(data)
+    receipt = upload.end(end)
+    assert (receipt.accepted, receipt.again) == (False, True)
+    assert receipt.reason
+    assert coordinator.files() == []
+    assert coordinator.stage("alpha") is not Stage.DONE
+
+    assert alpha.upload().accepted
+    (file,) = coordinator.files()
+    assert (coordinator.updates / file).read_bytes() == _WHOLE
+    assert [event["site"] for event in coordinator.journal.events("received")] == ["alpha"]
+
+
+def test_an_update_of_another_size_is_refused_before_it_is_received(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    receipt = alpha.upload([np.zeros(SIZE * 1000, np.float32), np.int32(1)])
+    assert (receipt.accepted, receipt.again) == (False, False)
+    assert f"an update has {len(_WHOLE)} bytes" in receipt.reason
+    assert coordinator.files() == []
+
+
+def test_an_upload_that_breaks_off_leaves_no_file(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    upload = alpha.begin_upload(len(_WHOLE))
+    upload.send(_WHOLE[:300])
+    eventually(coordinator.files)
+    upload.break_off()
+    eventually(lambda: coordinator.files() == [])
+    assert alpha.upload().accepted
+
+
+def test_a_second_update_is_refused_and_does_not_replace_the_first(
+    coordinator: Coordinator, alpha: Site, beta: Site, gamma: Site
+) -> None:
+    result = coordinator.open()
+    assert alpha.upload().accepted
+    files = coordinator.files()
+    receipt = alpha.upload([np.full(SIZE, 9, np.float32), np.int32(1)])
+    assert (receipt.accepted, receipt.again) == (False, False)
+    assert "is here already" in receipt.reason
+    assert coordinator.files() == files
+    beta.upload()
+    gamma.upload()
+    assert _digits(result) == 123
+
+
+def test_of_two_uploads_at_once_the_first_to_arrive_whole_counts(
+    coordinator: Coordinator, alpha: Site, beta: Site, gamma: Site
+) -> None:
+    result = coordinator.open()
+    slow = blob_of([np.full(SIZE, 9, np.float32), np.int32(1)])
+    upload = alpha.begin_upload(len(slow))
+    upload.send(slow)
+    eventually(coordinator.files)
+    assert alpha.upload().accepted
+    receipt = upload.end(pb.Blob(sha256=sha256(slow), size=len(slow)))
+    assert (receipt.accepted, receipt.again) == (False, False)
+    assert len(coordinator.files()) == 1
+    beta.upload()
+    gamma.upload()
+    assert _digits(result) == 123
+
+
+@pytest.mark.parametrize("next_round", [False, True], ids=["nothing", "the next round"])
+def test_an_update_that_arrives_after_its_round_was_closed_is_refused_and_leaves_no_file(
+    coordinator: Coordinator, alpha: Site, beta: Site, gamma: Site, next_round: bool
+) -> None:
+    result = coordinator.open()
+    alpha.upload()
+    beta.upload()
+    blob = blob_of(update_of("gamma"))
+    upload = gamma.begin_upload(len(blob))
+    upload.send(blob)
+    eventually(lambda: len(coordinator.files()) == 3)
+    coordinator.pass_deadline()
+    assert _digits(result) == 12
+    if next_round:
+        coordinator.open(2)
+    receipt = upload.end(pb.Blob(sha256=sha256(blob), size=len(blob)))
+    assert (receipt.accepted, receipt.again) == (False, False)
+    assert "closed" in receipt.reason
+    assert coordinator.files() == []
+
+    receipt = gamma.upload()
+    assert (receipt.accepted, receipt.reason) == (False, "round 1 is closed")
+    assert coordinator.files() == []
+    if next_round:
+        assert gamma.upload(number=2).accepted
+
+
+def test_a_broadcast_of_no_round_under_way_is_not_served(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    request = pb.DownloadRequest(envelope=alpha.envelope, sha256=bytes(32))
+    assert refusal(lambda: list(alpha.stub.Download(request)))[0] is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_task_names_the_broadcast_that_is_served(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open(weight=0.25)
+    stream = alpha.attend()
+    stream.next()
+    task = stream.next()
+    request = pb.DownloadRequest(envelope=alpha.envelope, task=task.name, sha256=task.broadcast.sha256)
+    blob = b"".join(chunk.data for chunk in alpha.stub.Download(request))
+    assert (len(blob), sha256(blob)) == (task.broadcast.size, task.broadcast.sha256)
+    np.testing.assert_array_equal(decode(blob)[0], np.full(SIZE, 0.25, np.float32))
+    assert decode(task.scalars) == [np.float32(0.5)]
+
+
+# What becomes of updates. -------------------------------------------------------------------------------------------
+
+
+def _digits(result: Future[Any]) -> int:
+    """The numbers that were added, in their order."""
+    found = result.result(PATIENCE)
+    (number,) = set(found["state"]["weights"].tolist())
+    assert found["metrics"]["count"] == len(str(int(number)))
+    return int(number)
+
+
+def test_updates_are_summed_in_name_order_whatever_the_order_of_arrival(
+    coordinator: Coordinator, alpha: Site, beta: Site, gamma: Site
+) -> None:
+    for number, order in enumerate(itertools.permutations([alpha, beta, gamma]), start=1):
+        result = coordinator.open(number)
+        for site in order:
+            assert site.upload(number=number).accepted
+        assert _digits(result) == 123, [site.name for site in order]
+        assert coordinator.files() == []
+
+
+def test_agents_and_federation_finish_rounds_together(
+    coordinator: Coordinator, run: Callable[..., Future[str]]
+) -> None:
+    ends = [run(coordinator, site, Worker(site)) for site in SITES]
+    assert [_digits(coordinator.open(number)) for number in (1, 2)] == [123, 123]
+    coordinator.finish()
+    assert [end.result(PATIENCE) for end in ends] == ["over"] * 3
+
+
+def test_a_site_that_was_left_behind_gives_up_the_old_round_for_the_new_one(
+    coordinator: Coordinator, alpha: Site, beta: Site, run: Callable[..., Future[str]]
+) -> None:
+    worker = Worker("gamma", hold=True)
+    run(coordinator, "gamma", worker)
+    first = coordinator.open(1)
+    eventually(lambda: worker.begun == [1])
+    alpha.upload()
+    beta.upload()
+    coordinator.pass_deadline()
+    assert _digits(first) == 12
+    second = coordinator.open(2)
+    eventually(lambda: worker.begun == [1, 2])
+    worker.go.set()
+    alpha.upload(number=2)
+    beta.upload(number=2)
+    assert _digits(second) == 123
+
+
+def test_below_the_quorum_the_deadline_begins_another_attempt(
+    coordinator: Coordinator, alpha: Site, beta: Site
+) -> None:
+    result = coordinator.open()
+    alpha.upload()
+    coordinator.pass_deadline()
+    eventually(lambda: coordinator.federation.notice)
+    assert "1 of the quorum of 2 answered" in coordinator.federation.notice
+    (event,) = coordinator.journal.events("retried")
+    assert (event["attempt"], event["missing"]) == (2, ["beta", "gamma"])
+    beta.upload()
+    coordinator.pass_deadline()
+    assert _digits(result) == 12
+
+
+def test_a_journal_that_cannot_be_written_ends_the_round_and_acknowledges_nothing(
+    coordinator: Coordinator, alpha: Site
+) -> None:
+    result = coordinator.open()
+    with contextlib.closing(sqlite3.connect(coordinator.journal_file)) as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+        )
+    code, words = refusal(alpha.upload)
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "the journal cannot be written (database or disk is full)" in words
+    with pytest.raises(RunFolderError, match="the journal cannot be written"):
+        result.result(PATIENCE)
+    assert coordinator.stage("alpha") is not Stage.DONE
+
+
+# Restarts. ----------------------------------------------------------------------------------------------------------
+
+
+def _flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-7] + bytes([content[-7] ^ 1]) + content[-6:])
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_acknowledged_updates_are_taken_up_after_a_restart(
+    started: Callable[..., Coordinator], connect: Callable[..., Site], restarts: int
+) -> None:
+    coordinator = started()
+    coordinator.open()
+    assert connect(coordinator, "alpha").upload().accepted
+    (file,) = coordinator.files()
+    for _ in range(restarts):
+        coordinator.stop()
+        (coordinator.updates / ".torn.partial").write_bytes(b"half an update")
+        coordinator = started()
+        result = coordinator.open()
+    assert coordinator.files() == [file]
+    assert coordinator.stage("alpha") is Stage.DONE
+    assert "here already" in connect(coordinator, "alpha").upload().reason
+    for site in ("gamma", "beta"):
+        assert connect(coordinator, site).upload().accepted
+    assert _digits(result) == 123
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_flip, lambda path: path.write_bytes(_WHOLE[:300]), lambda path: path.write_bytes(b""), Path.unlink],
+    ids=["altered", "truncated", "empty", "gone"],
+)
+def test_a_damaged_update_is_asked_again_after_a_restart(
+    started: Callable[..., Coordinator], connect: Callable[..., Site], damage: Callable[[Path], Any]
+) -> None:
+    first = started()
+    first.open()
+    for site in ("alpha", "beta"):
+        assert connect(first, site).upload().accepted
+    (file,) = first.updates.glob("*-alpha-*")
+    first.stop()
+    damage(file)
+
+    second = started()
+    result = second.open()
+    assert (second.stage("alpha"), second.stage("beta")) == (Stage.WAITING, Stage.DONE)
+    assert not file.exists()
+    alpha = connect(second, "alpha")
+    stream = alpha.attend()
+    assert [type(stream.next()) for _ in range(2)] == [pb.Welcome, pb.Task]
+    assert alpha.upload().accepted
+    assert connect(second, "gamma").upload().accepted
+    assert _digits(result) == 123
+
+
+def test_updates_of_another_state_of_the_model_are_not_taken_up_after_a_restart(
+    started: Callable[..., Coordinator], connect: Callable[..., Site]
+) -> None:
+    first = started()
+    first.open(weight=1.0)
+    assert connect(first, "alpha").upload().accepted
+    first.stop()
+    second = started()
+    second.open(weight=2.0)
+    assert second.stage("alpha") is Stage.WAITING
+    assert second.files() == []
+
+
+def test_agents_find_a_restarted_coordinator_by_themselves_and_the_round_goes_on(
+    started: Callable[..., Coordinator], run: Callable[..., Future[str]]
+) -> None:
+    first = started()
+    first.open()
+    workers = {site: Worker(site, hold=site != "beta") for site in SITES}
+    ends = [run(first, site, worker) for site, worker in workers.items()]
+    eventually(lambda: first.stage("beta") is Stage.DONE and workers["alpha"].begun and workers["gamma"].begun)
+    first.stop()
+    second = started(first.address.port)
+    result = second.open()
+    for worker in workers.values():
+        worker.go.set()
+    assert _digits(result) == 123
+    assert workers["beta"].begun == [1]  # its update was here before
+    second.finish()
+    assert [end.result(PATIENCE) for end in ends] == ["over"] * 3
+
+
+def test_a_stored_update_is_what_the_site_sent(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    alpha.upload()
+    (file,) = coordinator.files()
+    (event,) = coordinator.journal.events("received")
+    assert event["file"] == file
+    tensors = read_tensors(coordinator.updates / file, PLAN.train.sent, bytes.fromhex(event["sha256"]))
+    np.testing.assert_array_equal(tensors[0], update_of("alpha")[0])
