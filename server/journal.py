@@ -87,10 +87,14 @@ class Journal:
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         """What was recorded, oldest first, all or of one event."""
         query = "SELECT at, event, kind, round, attempt, site, detail FROM events"
-        with self._lock:
-            rows = self._database.execute(
-                f"{query} WHERE event = ? ORDER BY id" if event else f"{query} ORDER BY id", (event,) if event else ()
-            ).fetchall()
+        where, values = (" WHERE event = ?", (event,)) if event else ("", ())
+        try:
+            with self._lock:
+                rows = self._database.execute(f"{query}{where} ORDER BY id", values).fetchall()
+        except sqlite3.Error as error:
+            raise RunFolderError(
+                f"{self._path}: the journal cannot be read ({error}); restore it from a backup"
+            ) from error
         names = ("at", "event", "kind", "round", "attempt", "site")
         return [{**dict(zip(names, row, strict=False)), **json.loads(row[-1])} for row in rows]
 
