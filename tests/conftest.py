@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -10,6 +11,10 @@ import pytest
 
 import common  # noqa: F401  (sets what gRPC and TensorFlow read when they load; must come first)
 from common.study import Study, parse_study
+
+# A runner that was started in the background may ignore SIGINT, and its children inherit that; TFF ends its worker by
+# this signal and then waits for ever. A handler here means the default there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
