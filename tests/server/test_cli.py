@@ -116,7 +116,7 @@ def test_bad_usage_ends_in_2(arguments: list[str], tmp_path: Path) -> None:
 
 def test_a_bad_study_ends_in_2_and_names_every_problem(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(example_study().replace("rounds: 8", "rounds: -3").replace("depth: 3", "depth: 30"))
+    path.write_text(example_study().replace("rounds: 24", "rounds: -3").replace("depth: 3", "depth: 30"))
     calls: tuple[list[str | Path], ...] = (
         ["coordinator", path, "--run", tmp_path / "run"],
         ["simulate", path, "--data", tmp_path],
@@ -151,7 +151,7 @@ def test_a_simulation_of_a_study_asks_for_its_images(tmp_path: Path) -> None:
 
 def test_a_run_of_another_study_is_refused(run: RunFolder, tmp_path: Path, study: Study) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(example_study().replace("rounds: 8", "rounds: 9"))
+    path.write_text(example_study().replace("rounds: 24", "rounds: 9"))
     for site in study.cohort.sites:
         (tmp_path / "data" / site).mkdir(parents=True)
     found = wardround("simulate", path, "--data", tmp_path / "data", "--run", run.path)

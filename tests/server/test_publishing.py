@@ -243,7 +243,7 @@ def test_float16_is_half_the_size(published: Published) -> None:
 def test_int8_is_whole_in_2d_and_says_what_stays_float_in_3d(flat: Published, deep: Published) -> None:
     floats, total = float_operations(flat.bytes_of("int8"))
     assert not floats
-    assert total >= 20
+    assert total >= 18
     assert flat.variant("int8")["note"] == ""
     floats, total = float_operations(deep.bytes_of("int8"))
     assert floats["CONV_3D"] == 13  # 11 as in 2D, and 2 in place of pooling
