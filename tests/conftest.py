@@ -61,7 +61,7 @@ training:
   rounds: 2
   batch_size: 2
   patches_per_epoch: 6
-  client_optimizer: {{name: {client}, learning_rate: 0.01}}
+  client_optimizer: {{name: {client}, learning_rate: {rate}}}
 cohort:
   sites: [alpha, beta]
   deadline: 2m
@@ -82,6 +82,7 @@ def tiny_study() -> Callable[..., Study]:
         head: str = "softmax",
         normalization: str = "weight",
         client: str = "sgd",
+        rate: float = 0.01,
     ) -> Study:
         text = TINY_STUDY.format(
             dimensions=dimensions,
@@ -91,6 +92,7 @@ def tiny_study() -> Callable[..., Study]:
             algorithm=algorithm,
             proximal=f"proximal_mu: {mu}" if mu is not None else "",
             client=client,
+            rate=rate,
         )
         return parse_study(textwrap.dedent(text))
 
