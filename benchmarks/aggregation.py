@@ -68,7 +68,7 @@ def measure(filters: int, repetitions: int, threads: int, path: Path) -> dict[st
     seconds: dict[str, list[float]] = {"plan": [], "numpy": [], "memory": []}
     for _ in range(repetitions + 1):
         started = time.perf_counter()
-        total = plan.accumulate(*total, *read_tensors(path, expected=plan.sent, writable=True))
+        plan.accumulate(total, read_tensors(path, expected=plan.sent, writable=True))
         seconds["plan"].append(time.perf_counter() - started)
         started = time.perf_counter()
         _add(sums, read_tensors(path, expected=plan.sent, writable=True))

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import csv
+import gc
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from common.errors import DataError, NetworkError, RunFolderError, UsageError, WardroundError
-from common.learning.runtime import configure_tensorflow, release_memory
+from common.learning.runtime import configure_tensorflow, keep_little_memory, release_memory
 from common.security.certificates import Identity, load_identity
 from common.study import Study
 from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
@@ -113,10 +114,12 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
     evaluated = await asyncio.to_thread(_open_holdout, study, holdout)
 
     def load() -> Any:
+        keep_little_memory()
         configure_tensorflow(study.training.threads)
         from common.learning.plan import build_plan
 
         plan = build_plan(study)
+        gc.collect()  # compiling leaves cycles behind, at 31M weights a fifth of a coordinator's memory
         release_memory()
         return plan
 

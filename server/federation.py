@@ -21,8 +21,9 @@ import tensorflow_federated as tff
 from common.errors import RunFolderError, TrainingError, WardroundError, WireError
 from common.learning.graph import Graph, flatten, leaf_types, to_numpy, unflatten
 from common.learning.plan import NO_GRAPPLER, RoundPlan, StudyPlan
+from common.learning.runtime import release_memory
 from common.study import Study
-from common.wire.tensors import Array, Stored, encode_chunks, encoded_size, read_tensors
+from common.wire.tensors import Array, Stored, TensorFile, encode_chunks, encoded_size, read_tensors
 from server.journal import Journal
 from server.rounds import Kind, Round, Stage
 
@@ -186,7 +187,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             closing.cancel()
             summing.cancel()
         report = summing.result()
-        leaves = await asyncio.to_thread(plan.update, state, report)
+        leaves = await asyncio.to_thread(_update, plan, state, report)
+        del report
         self._round_closed(call)
         for site in call.round.included:
             stored = call.round.answers[site].update
@@ -261,7 +263,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                 await call.change()
             stored = call.round.answers[site].update
             if stored is not None:
-                total = await asyncio.to_thread(_accumulate, plan, total, stored)
+                await asyncio.to_thread(_accumulate, plan, total, stored)
         while not call.round.closed:
             await call.change()
         return await asyncio.to_thread(plan.report, *total)
@@ -342,13 +344,19 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                     await self._gone.wait()
 
 
-def _accumulate(plan: RoundPlan, total: list[Any], stored: Stored) -> list[Any]:
+def _update(plan: RoundPlan, state: list[Any], report: list[Any]) -> list[Any]:
+    leaves = plan.update(state, report)
+    release_memory()
+    return leaves
+
+
+def _accumulate(plan: RoundPlan, total: list[Any], stored: Stored) -> None:
     try:
-        update = read_tensors(stored.path, expected=plan.sent, writable=True)  # so that TensorFlow need not copy it
+        plan.accumulate(total, TensorFile(stored.path, plan.sent))
     except WireError as error:
         raise TrainingError(
             f"{stored.path}: a received update is damaged on this disk ({error}); check the disk and start "
             "the coordinator "
             "again with the same command"
         ) from error
-    return plan.accumulate(*total, *update)
+    release_memory()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,9 @@ class Graph:
         self.result: tff.Type = computation.type_signature.result
         self._computation: tff.Computation | None = computation
         self._lock = threading.Lock()
-        self._function: Any = None
+        self._imported: _Imported | None = None
+        self._whole: _Piece | None = None
+        self._pieces: list[_Piece] = []
 
     def __call__(self, *arguments: Any) -> list[Any]:
         """Call with the leaves of the parameter; returns the leaves of the result as tensors.
@@ -46,19 +49,59 @@ class Graph:
         ------
         TypeError : the number of leaves is not the parameter's.
         """
+        imported = self._import()
+        if len(arguments) != len(imported.inputs):
+            raise TypeError(f"expected {len(imported.inputs)} tensors of type {self.parameter}, found {len(arguments)}")
         with self._lock:
-            if self._function is None:
-                self._import()
-        if len(arguments) != self._inputs:
-            raise TypeError(f"expected {self._inputs} tensors of type {self.parameter}, found {len(arguments)}")
-        values = [_to_tensor(value) for value in arguments]
-        # Called by position: calling the function itself formats every argument for an error that never comes.
-        produced = self._function._call_flat(values, self._function.captured_inputs)
-        return [produced[index] if kept else values[index] for kept, index in self._outputs]
+            if self._whole is None:
+                self._whole = imported.piece(range(len(imported.inputs)), range(len(imported.outputs)))
+        return self._whole(arguments)
 
-    def _import(self) -> None:
-        proto = tff.framework.serialize_computation(self._computation).tensorflow
-        self._computation = None  # Its graph is held by the function from here on.
+    def replace(self, state: list[Any], arguments: Sequence[Any]) -> None:
+        """Call with the leaves of `state`, then `arguments`; the result's leaves take the places of those of `state`.
+
+        Where each leaf of the result needs no leaf of `state` but its predecessor, as in sums, a few are computed at a
+        time and their predecessors let go at once, and `arguments` are asked for those that they need: memory holds
+        `state` once, and as little of `arguments` as these hold themselves.
+
+        Raises
+        ------
+        TypeError : the number of leaves is not the parameter's, or the result has not as many leaves as `state`.
+        """
+        imported = self._import()
+        if len(state) != len(imported.outputs) or len(state) + len(arguments) != len(imported.inputs):
+            raise TypeError(
+                f"expected {len(imported.outputs)} tensors to replace and {len(imported.inputs)} in all, of type "
+                f"{self.parameter}, found {len(state)} and {len(state) + len(arguments)}"
+            )
+        with self._lock:
+            if not self._pieces:
+                self._pieces = imported.pieces(leaf_types(self.result))
+        for piece in self._pieces:
+            values = [state[i] if i < len(state) else arguments[i - len(state)] for i in piece.inputs]
+            for index, value in zip(piece.outputs, piece(values), strict=True):
+                state[index] = value
+            del values
+
+    def _import(self) -> _Imported:
+        with self._lock:
+            if self._imported is None:
+                self._imported = _Imported.of(self._computation)
+                self._computation = None  # its graph is held by the function from here on
+            return self._imported
+
+
+@dataclass(frozen=True)
+class _Imported:
+    """A computation's graph in this process, and the names of its tensors in and out, by position."""
+
+    function: Any
+    inputs: list[str]
+    outputs: list[str]
+
+    @staticmethod
+    def of(computation: tff.Computation) -> _Imported:
+        proto = tff.framework.serialize_computation(computation).tensorflow
         graph_def = tf.compat.v1.GraphDef()
         proto.graph_def.Unpack(graph_def)
         inputs = _tensor_names(proto.parameter) if proto.HasField("parameter") else []
@@ -66,24 +109,81 @@ class Graph:
         initialize = proto.initialize_op
         del proto
         _make_function_names_unique(graph_def)
-        imported = tf.compat.v1.wrap_function(partial(tf.graph_util.import_graph_def, graph_def, name=""), [])
-        del graph_def
-        graph = imported.graph
+        function = tf.compat.v1.wrap_function(partial(tf.graph_util.import_graph_def, graph_def, name=""), [])
         if initialize:
-            imported.prune([], graph.get_operation_by_name(initialize))()
+            function.prune([], function.graph.get_operation_by_name(initialize))()
+        return _Imported(function, inputs, outputs)
+
+    def piece(self, inputs: Sequence[int], outputs: Sequence[int]) -> _Piece:
+        """The part of the graph that computes some of its results, from those arguments that they need."""
+        sources = [self.inputs[index] for index in inputs]
+        results = [self.outputs[index] for index in outputs]
         # A result that is an argument passed through needs no computation, and `prune` refuses the same tensor twice.
-        distinct = [name for name in dict.fromkeys(outputs) if name not in inputs]
-        self._outputs = [
-            (True, distinct.index(name)) if name not in inputs else (False, inputs.index(name)) for name in outputs
-        ]
-        self._inputs = len(inputs)
-        self._function = imported.prune(
-            [graph.get_tensor_by_name(name) for name in inputs], [graph.get_tensor_by_name(name) for name in distinct]
+        distinct = [name for name in dict.fromkeys(results) if name not in sources]
+        graph = self.function.graph
+        function = self.function.prune(
+            [graph.get_tensor_by_name(name) for name in sources], [graph.get_tensor_by_name(name) for name in distinct]
         )
+        found = [
+            (True, distinct.index(name)) if name not in sources else (False, sources.index(name)) for name in results
+        ]
+        return _Piece(function, list(inputs), list(outputs), found)
+
+    def pieces(self, leaves: Sequence[tff.Type]) -> list[_Piece]:
+        """The graph in pieces of about `_PIECE_BYTES` of results where its results take the places of its first inputs.
+
+        One piece where a result needs another's predecessor.
+        """
+        needed = [self._needed(name) for name in self.outputs]
+        separable = all(not needs - {index} & set(range(len(needed))) for index, needs in enumerate(needed))
+        groups: list[list[int]] = [[]]
+        size = 0
+        for index, leaf in enumerate(leaves):
+            size += int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+            if separable and groups[-1] and size > _PIECE_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append(index)
+        return [self.piece(sorted(set().union(*(needed[i] for i in group))), group) for group in groups]
+
+    def _needed(self, output: str) -> set[int]:
+        """The positions of the arguments that a result is computed from."""
+        graph = self.function.graph
+        positions = {graph.get_tensor_by_name(name).op.name: index for index, name in enumerate(self.inputs)}
+        waiting, seen = [graph.get_tensor_by_name(output).op], set()
+        while waiting:
+            operation = waiting.pop()
+            if operation.name not in seen:
+                seen.add(operation.name)
+                waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
+        return {positions[name] for name in seen if name in positions}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some results of a graph as a function of the arguments that they need.
+
+    Attributes
+    ----------
+    inputs, outputs : positions, in the whole graph's, of the arguments it takes and of the results it gives.
+    found : where each result is: (True, position among what the function returns) or (False, position in `inputs`).
+    """
+
+    function: Any
+    inputs: list[int]
+    outputs: list[int]
+    found: list[tuple[bool, int]]
+
+    def __call__(self, arguments: Sequence[Any]) -> list[Any]:
+        values = [_to_tensor(argument) for argument in arguments]
+        # Called by position: calling the function itself formats every argument for an error that never comes.
+        produced = self.function._call_flat(values, self.function.captured_inputs)
+        return [produced[index] if kept else values[index] for kept, index in self.found]
 
 
 _SHARED_BYTES = 2**20
 _ALIGNMENT = 64
+_PIECE_BYTES = 2**24
 
 
 def _to_tensor(value: Any) -> tf.Tensor:

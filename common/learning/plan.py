@@ -4,7 +4,7 @@
 
     broadcast = prepare(state)                       coordinator
     update    = work(data, broadcast)                each site
-    total     = accumulate(total, update) ...        coordinator, from `zero()`; `merge` joins two totals
+    accumulate(total, update) ...                    coordinator, from `total = zero()`; `merge` joins two totals
     state, result = update(state, report(total))     coordinator
 
 Here every value is a flat list of tensors (the leaves of its TFF type, in order), so that it can cross the wire.
@@ -24,7 +24,6 @@ import tensorflow_federated as tff
 
 from common.learning.graph import Graph, leaf_types, to_numpy
 from common.learning.process import build_evaluation_process, build_training_process
-from common.models.lite import captured_stderr
 from common.study import Study
 from common.wire.tensors import TensorSpec
 
@@ -33,9 +32,15 @@ PLAN_FORMAT = 1
 
 Tensors = list[Any]
 
-# For graphs that are called once: TFF's optimizing them costs more than it saves.
+# TFF would have Grappler rewrite every graph of the form, which takes seconds and writes out large constants;
+# TensorFlow optimizes them again when it runs them.
 NO_GRAPPLER = tf.compat.v1.ConfigProto()
 NO_GRAPPLER.graph_options.rewrite_options.disable_meta_optimizer = True
+
+# With autotuning, tf.data confines the thread that continues after a batch to one core, at random from call to call:
+# training runs at half the speed, and with sums split otherwise.
+NO_AUTOTUNE = tf.data.Options()
+NO_AUTOTUNE.autotune.enabled = False
 
 
 class RoundPlan:
@@ -54,13 +59,12 @@ class RoundPlan:
 
     def __init__(self, process: tff.learning.templates.LearningProcess) -> None:
         self.process = process
-        with captured_stderr():  # TFF's optimizer, which makes `work` a third faster, speaks to the terminal
-            form = tff.backends.mapreduce.get_map_reduce_form_for_computation(process.next)
+        form = tff.backends.mapreduce.get_map_reduce_form_for_computation(process.next, NO_GRAPPLER)
         self.prepare = Graph(form.prepare)
-        self.zero = Graph(form.zero)
-        self.accumulate = Graph(form.accumulate)
         self.merge = Graph(form.merge)
         self.report = Graph(form.report)
+        self._zero: tff.Computation = form.zero
+        self._accumulate = Graph(form.accumulate)
         self._work = Graph(form.work)
         self._update = Graph(form.update)
         self.broadcast = _specs(self.prepare.result)
@@ -74,9 +78,17 @@ class RoundPlan:
         initialize = self.process.initialize
         return Graph(tff.backends.mapreduce.get_state_initialization_computation(initialize, NO_GRAPPLER))()
 
+    def zero(self) -> Tensors:
+        """A total of no updates. Compiled anew for each, for the reason of `initialize`."""
+        return Graph(self._zero)()
+
+    def accumulate(self, total: Tensors, update: Sequence[Any]) -> None:
+        """Adds an update to `total`, in its place: there is never more than one total in memory."""
+        self._accumulate.replace(total, update)
+
     def work(self, dataset: tf.data.Dataset, broadcast: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
         """What a site sends for its data: arrays of the types in `sent`."""
-        return to_numpy(self._work(dataset, *broadcast))
+        return to_numpy(self._work(dataset.with_options(NO_AUTOTUNE), *broadcast))
 
     def update(self, state: Sequence[Any], report: Sequence[Any]) -> Tensors:
         """The leaves of `result_type`: those of the next state, then those of the round's metrics."""

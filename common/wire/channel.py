@@ -45,6 +45,9 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     *_COMMON_OPTIONS,
     # Below the sites' 20 s: a server hangs up on clients that ping more often than this.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # What a site may send before it is read. gRPC would measure the link and let each fill tens of megabytes here.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1024 * 1024),
     # Else two coordinators would share a port, and each would get half of the sites.
     ("grpc.so_reuseport", 0),
 )

@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +45,8 @@ Array = npt.NDArray[Any]
 
 MAGIC: Final = b"WRT1"
 ALIGNMENT: Final = 64
-CHUNK_BYTES: Final = 2 * 1024 * 1024
-"""Size of the pieces in which a blob is sent: two of them fit one message, and per-message cost no longer shows."""
+CHUNK_BYTES: Final = 256 * 1024
+"""Size of the pieces in which a blob is sent. gRPC holds several a stream: larger ones cost memory and gain no time."""
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 """The largest gRPC message that either side accepts."""
 MAX_HEADER_BYTES: Final = 4 * 1024 * 1024
@@ -214,6 +214,49 @@ def read_tensors(
         return decode(mapped, expected, writable=writable)
     except WireError as error:
         raise WireError(f"{path}: {error}") from error
+
+
+class TensorFile(Sequence[Array]):
+    """The tensors of a file, each mapped when it is asked for and let go with the array that is given.
+
+    For readers that take tensor by tensor and must not hold them all. The arrays are writable, as `read_tensors` says.
+
+    Raises
+    ------
+    WireError
+        As `read_tensors`, when it is opened; on access, when the file can no longer be read.
+    """
+
+    def __init__(self, path: Path, expected: Sequence[TensorSpec]) -> None:
+        read_tensors(path, expected)
+        self._path = path
+        self._specs = tuple(expected)
+        self._offsets, _ = _layout(self._specs, len(_header(self._specs)))
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    @overload
+    def __getitem__(self, index: int) -> Array: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Array]: ...
+
+    def __getitem__(self, index: int | slice) -> Array | list[Array]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        spec, offset = self._specs[index], self._offsets[index]
+        if spec.nbytes == 0:
+            return np.empty(spec.shape, spec.dtype)
+        before = offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            with self._path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), before + spec.nbytes, access=mmap.ACCESS_COPY, offset=offset - before)
+        except (OSError, ValueError) as error:
+            raise WireError(
+                f"{self._path}: the tensor file cannot be read ({error}); check its owner and the disk"
+            ) from error
+        return _view_tensor(memoryview(mapped), index, spec, before)
 
 
 class BlobWriter:

@@ -152,7 +152,7 @@ def _run_plan(plan: StudyPlan, federation: _Federation) -> Sequence[np.ndarray]:
         broadcast = train.prepare(*state)
         total = train.zero()
         for dataset in federation.sites.values():
-            total = train.accumulate(*total, *train.work(dataset.training(number), broadcast))
+            train.accumulate(total, train.work(dataset.training(number), broadcast))
         leaves = train.update(state, train.report(*total))
         state = leaves[: len(state)]
     return to_numpy(state)[: len([spec for spec in train.broadcast if spec.shape])]

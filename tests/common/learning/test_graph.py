@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -36,6 +37,37 @@ def test_a_data_set_is_an_argument_like_any_other() -> None:
 def test_the_wrong_number_of_leaves_is_refused() -> None:
     with pytest.raises(TypeError, match="expected 2 tensors"):
         Graph(_scaled)(np.float32(2))
+
+
+_VECTOR = tff.TensorType(np.float32, (2**22,))
+
+
+def test_a_sum_is_replaced_leaf_by_leaf() -> None:
+    """Each sum is made alone, 16 MiB at a time: when the second is made, the first one's predecessor is gone."""
+
+    @tff.tensorflow.computation((_VECTOR, _VECTOR, np.int32), (_VECTOR, _VECTOR, np.int32))
+    def add(total: tuple, update: tuple) -> list[tf.Tensor]:
+        return [left + right for left, right in zip(total, update, strict=True)]
+
+    graph = Graph(add)
+    total = [tf.fill([2**22], value) for value in (1.0, 2.0)] + [tf.constant(3)]
+    first = weakref.ref(total[0])
+    graph.replace(total, [np.full(2**22, 10, np.float32), np.full(2**22, 20, np.float32), np.int32(30)])
+    assert [float(np.ravel(value)[-1]) for value in to_numpy(total)] == [11, 22, 33]
+    assert first() is None
+    assert [piece.outputs for piece in graph._pieces] == [[0], [1, 2]]
+
+
+def test_leaves_that_need_each_other_are_replaced_together() -> None:
+    @tff.tensorflow.computation((_VECTOR, _VECTOR), np.float32)
+    def rotate(pair: tuple, by: tf.Tensor) -> list[tf.Tensor]:
+        return [pair[1] + by, pair[0] - by]
+
+    pair = [tf.fill([2**22], value) for value in (1.0, 2.0)]
+    Graph(rotate).replace(pair, [np.float32(0.5)])
+    assert [float(value[0]) for value in to_numpy(pair)] == [2.5, 0.5]
+    with pytest.raises(TypeError, match="expected 2 tensors to replace and 3 in all"):
+        Graph(rotate).replace(pair[:1], [np.float32(0.5)])
 
 
 def test_graphs_with_functions_of_one_name_live_side_by_side() -> None:

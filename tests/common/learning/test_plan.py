@@ -61,11 +61,11 @@ def test_the_sum_does_not_depend_on_where_it_was_split(plan: StudyPlan) -> None:
     ]
     whole = train.zero()
     for update in updates:
-        whole = train.accumulate(*whole, *update)
-    left = train.accumulate(*train.zero(), *updates[0])
-    right = train.zero()
+        train.accumulate(whole, update)
+    left, right = train.zero(), train.zero()
+    train.accumulate(left, updates[0])
     for update in updates[1:]:
-        right = train.accumulate(*right, *update)
+        train.accumulate(right, update)
     merged = train.merge(*left, *right)
     for one, two in zip(to_numpy(whole), to_numpy(merged), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-6)
@@ -81,7 +81,7 @@ def test_validation_dice_counts_every_site_the_same_whatever_its_size(plan: Stud
     # find.
     for true_positive, false_positive, false_negative in ((4, 0, 0), (1, 1, 1), (0, 0, 0)):
         sent = _evaluation_update(true_positive, false_positive, false_negative)
-        total = evaluate.accumulate(*total, *sent)
+        evaluate.accumulate(total, sent)
     leaves = to_numpy(evaluate.update(state, evaluate.report(*total)))
     metrics = leaves[len(state) :]
     assert float(metrics[0][0]) == pytest.approx(0.75)
@@ -108,3 +108,11 @@ def test_voxels_marked_as_outside_count_in_no_metric(plan: StudyPlan) -> None:
     expected = 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
     sent = evaluate.work(tf.data.Dataset.from_tensors((images, labels)), weights)
     assert float(sent[0][0]) == pytest.approx(expected)
+
+
+def test_training_does_not_let_tf_data_choose_its_threads(plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its choice differs from call to call, and with it the speed and the last bits."""
+    given = []
+    monkeypatch.setattr(plan.train, "_work", lambda dataset, *broadcast: given.append(dataset) or [])
+    plan.train.work(tf.data.Dataset.range(3), [])
+    assert given[0].options().autotune.enabled is False
