@@ -214,7 +214,7 @@ class Duration:
 class ListOf:
     """A list held as a tuple; names in it are unique. `order` sorts what has no order of its own."""
 
-    item: Integer | Choice | Text
+    item: Integer | Number | Choice | Text
     what: str
     at_least: int = 0
     at_most: int = 1000
@@ -237,7 +237,7 @@ class ListOf:
             except _Refused as refused:
                 faults += [_Fault(f.expected, f.node, f"[{index}]", f.found) for f in refused.faults]
                 continue
-            if value in values and not isinstance(self.item, Integer):
+            if value in values and not isinstance(self.item, Integer | Number):
                 faults.append(_Fault("every name once", child, f"[{index}]", f"{_shown(child)} again"))
             values.append(value)
         if faults:
@@ -283,6 +283,9 @@ class Derived:
 _NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 _STUDY_NAME = Text(_NAME, "a name of 1 to 63 lower-case letters, digits, - and _ that starts with a letter or digit")
 _CLASS_NAME = Text(r"\S(.{0,61}\S)?", "a class name of 1 to 63 printable characters")
+_MODALITY = Text(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", "a modality's name of 1 to 32 letters, digits, _ . and -, such as T1post or CT"
+)
 _SITE_NAME = Text(
     rf"(?!(?i:{HOLDOUT})$)[A-Za-z0-9][A-Za-z0-9_.-]{{0,62}}",
     "a site name of 1 to 63 letters, digits, _ . and - that starts with a letter or digit and is not "
@@ -298,13 +301,17 @@ _SEED_LIMIT = 2**31 - 1
 class Task:
     """What is segmented: images of `dimensions` axes and `channels` channels; class i is label value i.
 
-    With labels "instances" every label value above 0 is one object of the only foreground class.
+    With labels "instances" every label value above 0 is one object of the only foreground class. `modalities` names
+    the images of a case that become its channels, in this order, one channel each; () is one image a case. A case
+    without one of them is kept out ("error") or gets a channel of zeros ("zero").
     """
 
     dimensions: Literal[2, 3]
     channels: Annotated[int, Integer(1, 16)]
     classes: Annotated[tuple[str, ...], ListOf(_CLASS_NAME, "class names, background first", at_least=2, at_most=256)]
     labels: Literal["classes", "instances"] = "classes"
+    modalities: Annotated[tuple[str, ...], ListOf(_MODALITY, "modalities", at_most=16)] = ()
+    missing_modality: Literal["error", "zero"] = "error"
 
     @property
     def foreground(self) -> tuple[str, ...]:
@@ -325,9 +332,24 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes patches; `patch` is in voxels, ordered (z,) y, x, each a multiple of 2**depth."""
+    """How an image becomes patches; `patch` is in voxels, ordered (z,) y, x, each a multiple of 2**depth.
 
-    intensity: Literal["zscore", "percentile", "none"] = "zscore"
+    `spacing` is what images are resampled to, ordered (z,) y, x, in the images' unit; None leaves them as they are.
+    `window` is the range of values that "window" maps to 0 to 1, such as Hounsfield units. `crop` "foreground" leaves
+    out the border where nothing is.
+    """
+
+    spacing: Annotated[
+        tuple[float, ...] | None,
+        ListOf(Number(above=0, maximum=1e6), "distances between voxels, ordered (z,) y, x", at_least=2, at_most=3),
+    ] = None
+    label_interpolation: Literal["nearest", "linear"] = "nearest"
+    intensity: Literal["zscore", "foreground_zscore", "percentile", "window", "none"] = "zscore"
+    window: Annotated[
+        tuple[float, ...] | None,
+        ListOf(Number(minimum=-1e6, maximum=1e6), "values, the lowest and the highest", at_least=2, at_most=2),
+    ] = None
+    crop: Literal["none", "foreground"] = "none"
     patch: Annotated[tuple[int, ...], _SIZES]
 
 
@@ -363,7 +385,8 @@ class Training:
 
     `patches_per_epoch` None means one patch a case. `clip_norm` bounds the global gradient norm at the client.
     `foreground_fraction` is the share of patches centred on foreground. `threads` (intra-op) is part of a study
-    because it decides the bits of the result.
+    because it decides the bits of the result. `modality_dropout` is the chance that a patch loses a modality, never
+    the last.
     """
 
     algorithm: Literal["fedavg", "fedprox"] = "fedavg"
@@ -377,16 +400,21 @@ class Training:
     server_optimizer: Annotated[ServerOptimizer, Absent({"name": "sgd", "learning_rate": 1.0})]
     clip_norm: Annotated[float | None, Number(above=0)] = None
     foreground_fraction: Annotated[float, Number(minimum=0, maximum=1)] = 0.33
+    modality_dropout: Annotated[float, Number(minimum=0, below=1)] = 0.0
     threads: Annotated[int, Integer(1, 64)] = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cohort:
-    """Who takes part. `sites` is sorted, as updates are summed in that order. The deadline is a study's only timing."""
+    """Who takes part. `sites` is sorted, as updates are summed in that order. The deadline is a study's only timing.
+
+    Cases with errors are kept out as long as `minimum_cases` sound ones remain; None lets no site with any take part.
+    """
 
     sites: Annotated[tuple[str, ...], ListOf(_SITE_NAME, "site names", at_least=1, at_most=50, order=str)]
     quorum: Annotated[int, Integer(1), Derived()]
     deadline_seconds: Annotated[float, Duration(), Key("deadline")] = 3600.0
+    minimum_cases: Annotated[int | None, Integer(1)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -511,6 +539,36 @@ def _sizes_fit_the_model(found: _Found) -> None:
             found.refuse(path, found.nodes[path], expected)
 
 
+def _channels_fit_modalities(found: _Found) -> None:
+    if (known := found.known("task.channels", "task.modalities")) and known[1] and known[0] != len(known[1]):
+        expected = f"{len(known[1])}, one channel for each of task.modalities"
+        found.refuse("task.channels", found.nodes["task.channels"], expected)
+    if (known := found.known("training.modality_dropout", "task.modalities")) and known[0] and len(known[1]) < 2:
+        expected = "0 where task.modalities names fewer than two"
+        found.refuse("training.modality_dropout", found.nodes["training.modality_dropout"], expected)
+
+
+def _spacing_fits_dimensions(found: _Found) -> None:
+    path = "preprocessing.spacing"
+    known = found.known(path, "task.dimensions")
+    if known and known[0] is not None and len(known[0]) != known[1]:
+        axes = "y, x" if known[1] == 2 else "z, y, x"
+        found.refuse(path, found.nodes[path], f"{known[1]} distances ({axes}), or null")
+
+
+def _window_fits_intensity(found: _Found) -> None:
+    known = found.known("preprocessing.window", "preprocessing.intensity")
+    if known is None:
+        return
+    window, intensity = known
+    if (window is None) is (intensity == "window"):
+        path = "preprocessing.window" if window is not None else "preprocessing.intensity"
+        expected = "a window of two values with intensity: window, and with no other"
+        found.refuse(path, found.nodes[path], expected)
+    elif window is not None and window[0] >= window[1]:
+        found.refuse("preprocessing.window", found.nodes["preprocessing.window"], "the lower value first")
+
+
 def _quorum_fits_sites(found: _Found) -> None:
     if known := found.known("cohort.sites"):
         sites = len(known[0])
@@ -534,6 +592,9 @@ def _float32_is_published(found: _Found) -> None:
 _RELATIONS: tuple[Callable[[_Found], None], ...] = (
     _classes_fit_labels,
     _sizes_fit_the_model,
+    _channels_fit_modalities,
+    _spacing_fits_dimensions,
+    _window_fits_intensity,
     _quorum_fits_sites,
     _warmup_fits_rounds,
     _float32_is_published,

@@ -62,6 +62,9 @@ def test_absent_keys_have_the_documented_defaults() -> None:
     assert (study.model.head, study.model.normalization) == ("softmax", "weight")
     assert study.preprocessing.intensity == "zscore"
     assert study.preprocessing.patch == (96, 96)
+    assert (study.preprocessing.spacing, study.preprocessing.window, study.preprocessing.crop) == (None, None, "none")
+    assert (study.task.modalities, study.task.missing_modality, study.cohort.minimum_cases) == ((), "error", None)
+    assert study.training.modality_dropout == 0.0
     assert study.augmentation == ("flip", "rotate", "scale", "gamma", "contrast", "noise")
     training = study.training
     assert (training.algorithm, training.proximal_mu, training.weighting) == ("fedavg", 0.0, "examples")
@@ -137,6 +140,15 @@ def test_augmentation_may_be_empty() -> None:
 
 def test_tile_may_differ_from_the_patch() -> None:
     assert parse_study(BASE + "publishing:\n  tile: [256, 128]\n").publishing.tile == (256, 128)
+
+
+def test_a_multi_modal_ct_study_survives_being_written_and_read() -> None:
+    text = changed("labels: instances", "modalities: [CT, T1post, FLAIR]\n  missing_modality: zero")
+    text = text.replace("patch:", "spacing: [1, 0.75]\n  intensity: window\n  window: [-160, 240]\n  patch:")
+    study = parse_study(text)
+    assert study.task.modalities == ("CT", "T1post", "FLAIR")
+    assert (study.preprocessing.spacing, study.preprocessing.window) == ((1.0, 0.75), (-160.0, 240.0))
+    assert parse_study(study.to_yaml()) == study
 
 
 def test_volumes_have_three_sizes() -> None:
@@ -487,9 +499,46 @@ BAD = [
         "model: expected keys and values (name, filters, depth, head, normalization), found unet (s.yaml:8)",
     ),
     (
+        "labels: instances",
+        "modalities: [CT, MR]",
+        "task.channels: expected 2, one channel for each of task.modalities, found 3 (s.yaml:5)",
+    ),
+    (
+        "rounds: 24",
+        "rounds: 24\n  modality_dropout: 0.2",
+        "training.modality_dropout: expected 0 where task.modalities names fewer than two, found 0.2 (s.yaml:14)",
+    ),
+    (
+        "patch: [96, 96]",
+        "patch: [96, 96]\n  spacing: [1, 1, 1]",
+        "preprocessing.spacing: expected 2 distances (y, x), or null, found [1, 1, 1] (s.yaml:12)",
+    ),
+    (
+        "patch: [96, 96]",
+        "patch: [96, 96]\n  spacing: [1, 0]",
+        "preprocessing.spacing[1]: expected a number above 0 and of at most 1e+06, found 0 (s.yaml:12)",
+    ),
+    (
+        "patch: [96, 96]",
+        "patch: [96, 96]\n  intensity: window",
+        "preprocessing.intensity: expected a window of two values with intensity: window, and with no other, "
+        "found window (s.yaml:12)",
+    ),
+    (
+        "patch: [96, 96]",
+        "patch: [96, 96]\n  window: [0, 100]",
+        "preprocessing.window: expected a window of two values with intensity: window, and with no other, "
+        "found [0, 100] (s.yaml:12)",
+    ),
+    (
+        "patch: [96, 96]",
+        "patch: [96, 96]\n  intensity: window\n  window: [240, -160]",
+        "preprocessing.window: expected the lower value first, found [240, -160] (s.yaml:13)",
+    ),
+    (
         "cohort:\n  sites: [west, east]\n",
         "",
-        "cohort: missing; expected keys and values (sites, quorum, deadline) (s.yaml:1)",
+        "cohort: missing; expected keys and values (sites, quorum, deadline, minimum_cases) (s.yaml:1)",
     ),
 ]
 
