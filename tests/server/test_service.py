@@ -74,8 +74,8 @@ class Digits:
     def zero(self) -> list[Any]:
         return [np.zeros(SIZE, np.float32), np.int32(0)]
 
-    def accumulate(self, total: Any, count: Any, update: Any, one: Any) -> list[Any]:
-        return [total * 10 + update, count + one]
+    def accumulate(self, total: list[Any], update: Sequence[Any]) -> None:
+        total[:] = [total[0] * 10 + update[0], total[1] + update[1]]
 
     def report(self, total: Any, count: Any) -> list[Any]:
         return [total, count]
