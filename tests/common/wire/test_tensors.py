@@ -16,6 +16,7 @@ from common.wire.tensors import (
     ALLOWED_DTYPES,
     BlobWriter,
     Stored,
+    TensorFile,
     TensorSpec,
     decode,
     encode_chunks,
@@ -318,3 +319,23 @@ def test_full_disk_is_an_error_for_the_user(tmp_path: Path) -> None:
         writer._file = Path("/dev/full").open("wb")  # noqa: SIM115  accepts nothing, as a full disk does
         writer.write(bytes(1_000_000))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_file_gives_each_tensor_when_it_is_asked_for(tmp_path: Path) -> None:
+    tensors = [np.arange(5000, dtype=np.float32).reshape(50, 100), np.array(7, np.int32), np.empty((0, 3))]
+    path = tmp_path / "update"
+    write_tensors(path, tensors)
+    file = TensorFile(path, specs_of(tensors))
+    assert len(file) == 3
+    for index, array in enumerate(tensors):
+        found = file[index]
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+    np.testing.assert_array_equal(file[-1:][0], tensors[-1])
+    file[0][:] = 0  # stays with the reader, not in the file
+    np.testing.assert_array_equal(file[0], tensors[0])
+    path.unlink()
+    with pytest.raises(WireError, match="cannot be read"):
+        file[0]
+    with pytest.raises(WireError, match="found none"):
+        TensorFile(path, specs_of(tensors))
