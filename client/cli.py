@@ -10,12 +10,18 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from client.data_cli import add_data_commands, open_registry
 from common.cli import exit_codes_epilog, run_command
 from common.errors import IdentityError, RunFolderError, UsageError
 from common.study import Study, load_study
 from common.version import VERSION
+
+if TYPE_CHECKING:
+    from client.datasets import SiteDataset
+
+CACHE_GB = 20.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     start = commands.add_parser("start", help="take part in a study until it is over")
     start.add_argument("study", type=Path, metavar="STUDY", help="the coordinator's study file")
     start.add_argument("--site", action="append", required=True, help="this site's name, as in the study")
-    start.add_argument("--data", action="append", type=Path, required=True, help="folder with images/ and labels/")
+    start.add_argument(
+        "--data", action="append", required=True, metavar="NAME|FOLDER",
+        help="registered data sets (several separated by commas), or a folder of cases",
+    )  # fmt: skip
+    start.add_argument("--registry", type=Path, metavar="FILE", help="where data sets are registered, as for `data`")
+    start.add_argument(
+        "--cache-gb", type=float, default=CACHE_GB, metavar="GB",
+        help=f"how much disk prepared cases may take in the --work folder (default: {CACHE_GB}; 0 keeps none)",
+    )  # fmt: skip
     start.add_argument(
         "--identity", action="append", type=Path, required=True, help="folder with this site's certificate"
     )
@@ -44,9 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     check = commands.add_parser("check", help="check this site's images and labels against a study, without connecting")
     check.add_argument("study", type=Path, metavar="STUDY")
-    check.add_argument("--data", type=Path, required=True)
+    check.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(handler=_check)
+
+    add_data_commands(commands)
 
     status = commands.add_parser("status", help="what this site is doing")
     status.add_argument("--work", type=Path, required=True, help="the --work folder the site was started with")
@@ -59,7 +75,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _start(options: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the agent says itself why it has no connection
-    from client.datasets import SiteDataset
     from common.learning.runtime import configure_tensorflow
     from common.security.certificates import load_identity
     from common.wire.channel import parse_address
@@ -84,11 +99,10 @@ def _start(options: argparse.Namespace) -> int:
             )
         identities.append(identity)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    datasets = [SiteDataset(study, site, data) for site, data in zip(options.site, options.data, strict=True)]
-    for site, dataset in zip(options.site, datasets, strict=True):
-        logging.info(
-            "%s: %d training and %d validation cases", site, len(dataset.training_cases), len(dataset.validation_cases)
-        )
+    datasets = [
+        _dataset(study, site, data, work, options.registry, options.cache_gb)
+        for site, data, work in zip(options.site, options.data, works, strict=True)
+    ]
 
     configure_tensorflow(study.training.threads)
     from client.agent import Agent
@@ -101,6 +115,35 @@ def _start(options: argparse.Namespace) -> int:
         for site, dataset, identity, work in zip(options.site, datasets, identities, works, strict=True)
     ]
     return _run(agents, options.site)
+
+
+def _dataset(study: Study, site: str, data: str, work: Path, registry: Path | None, cache_gb: float) -> SiteDataset:
+    """The site's cases that are fit for the study, and what keeps others out."""
+    from client.case_cache import CaseCache
+    from client.datasets import SiteDataset
+    from client.selection import select_cases, select_folder
+
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{work}: cannot be made ({error.strerror}); give another folder with --work") from error
+    if Path(data).is_dir():
+        cases = select_folder(study, Path(data), work / "registry.sqlite")
+    else:
+        cases = select_cases(study, data.split(","), open_registry(registry))
+    for finding in cases.findings:
+        if finding.level == "error":
+            logging.warning("%s: %s %s", site, finding.code, finding.message)
+    dataset = SiteDataset(study, site, cases, CaseCache(work / "cache", int(cache_gb * 1e9)))
+    logging.info(
+        "%s: %d training and %d validation cases, %d kept out by errors, %d warnings",
+        site,
+        len(dataset.training_cases),
+        len(dataset.validation_cases),
+        cases.kept_out,
+        sum(finding.level == "warning" for finding in cases.findings),
+    )
+    return dataset
 
 
 def _run(agents: list[Any], sites: list[str]) -> int:
@@ -172,18 +215,20 @@ class _Reporter:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from client.datasets import SiteDataset
+    from client.selection import select_folder
+    from common.imaging.splits import split_by_patient
 
     study = load_study(options.study)
-    dataset = SiteDataset(study, "check", options.data)
-    counts = {"training_cases": len(dataset.training_cases), "validation_cases": len(dataset.validation_cases)}
+    cases = select_folder(study, options.data)
+    training, validation = split_by_patient(cases.cases, study.evaluation.validation_fraction, study.seed)
+    counts = {"training_cases": len(training), "validation_cases": len(validation), "kept_out": cases.kept_out}
     if options.json:
         print(json.dumps(counts))
-    else:
-        print(
-            f"{options.data}: {counts['training_cases']} training and {counts['validation_cases']} "
-            "validation cases, all fit"
-        )
+        return 0
+    fit = "all fit" if not cases.kept_out else f"{cases.kept_out} kept out by errors"
+    print(f"{options.data}: {len(training)} training and {len(validation)} validation cases, {fit}")
+    for finding in cases.findings:
+        print(f"  {finding.code} {finding.message}. {finding.advice}")
     return 0
 
 

@@ -1,27 +1,27 @@
 """A site's own cases as the batches that a round trains on and is evaluated on.
 
 Everything drawn (order, patches, augmentation) follows from (study, seed, round, site), so that a round trained again
-after a crash sends the same bits. Files are read in place; prepared images are kept in memory up to a limit.
+after a crash sends the same bits. Files are read in place; prepared images are kept in a cache of the site's own.
 """
 
 from __future__ import annotations
 
-import collections
 import hashlib
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from client.case_cache import CaseCache
+from client.selection import SiteCases
 from common.errors import DataError
-from common.imaging.folder import Case, check_cases, find_cases, split_cases
+from common.imaging.case import Case
+from common.imaging.loading import load_case
 from common.imaging.patches import pad_to, sample_patch, tiles
-from common.imaging.preprocessing import prepare_image, prepare_label
-from common.imaging.readers import read_image, read_label
+from common.imaging.preprocessing import Prepared
+from common.imaging.splits import split_by_patient
 from common.study import Study
 
 Image = npt.NDArray[np.float32]
@@ -29,8 +29,11 @@ Label = npt.NDArray[np.uint8]
 Batch = tuple[Image, Label]
 OnBatch = Callable[[int], None]
 
-CACHE_BYTES = 512 * 2**20
 _IGNORED = 255  # `common.learning.model.IGNORED`, which would load TensorFlow here
+
+
+_DROPOUT = 1000  # its part of a batch's seed, beyond those of the augmentations
+_THICK = 3.0
 
 
 class Cancelled(Exception):
@@ -57,36 +60,25 @@ class SiteDataset:
 
     Parameters
     ----------
-    study : says what the images must be and how they are prepared.
+    study : says how images are prepared and what is drawn of them.
     site : the site's name.
-    folder : with `images/` and `labels/`.
-
-    Raises
-    ------
-    DataError : no cases, an image without label, an unreadable file, or cases that do not fit the study; all are named.
+    cases : what the site trains on, as `client.selection` chose it.
+    cache : keeps prepared cases from round to round; None prepares them whenever they are drawn.
 
     Attributes
     ----------
     failure : why the data ended early (TensorFlow would hide it from whoever reads a `tf.data.Dataset`), or None.
     """
 
-    def __init__(self, study: Study, site: str, folder: Path) -> None:
+    def __init__(self, study: Study, site: str, cases: SiteCases, cache: CaseCache | None = None) -> None:
         self._study = study
         self._site = site
-        self._folder = folder
+        self._cases = cases
+        self._cache = cache
         self.failure: DataError | None = None
-        cases = find_cases(folder)
-        task = study.task
-        try:
-            check_cases(
-                cases, dimensions=task.dimensions, channels=task.channels, classes=len(task.classes), labels=task.labels
-            )
-        except DataError as error:
-            raise DataError(f"{folder}: {error}") from error
-        self.training_cases, self.validation_cases = split_cases(
-            cases, study.evaluation.validation_fraction, study.seed
+        self.training_cases, self.validation_cases = split_by_patient(
+            cases.cases, study.evaluation.validation_fraction, study.seed
         )
-        self._cache = _CaseCache(self._prepare, CACHE_BYTES)
 
     @property
     def patches(self) -> int:
@@ -106,7 +98,7 @@ class SiteDataset:
         """
         import tensorflow as tf
 
-        from common.imaging.augmentation import augment
+        from common.imaging.augmentation import augment, modality_dropout
 
         study = self._study
         draw = Draw(study.name, study.seed, round_number, self._site)
@@ -120,7 +112,7 @@ class SiteDataset:
             except Cancelled:
                 return
             except DataError as error:
-                self.failure = DataError(f"{self._folder}: {error}")
+                self.failure = DataError(f"site {self._site}: {error}")
                 return
 
         patch = study.preprocessing.patch
@@ -131,17 +123,24 @@ class SiteDataset:
         )
         dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
         names = study.augmentation
-        dataset = dataset.map(
-            lambda images, labels, seed: augment(images, labels, seed, names) if names else (images, labels)
-        )
-        return dataset.prefetch(2)
+        dropout, through_plane = study.training.modality_dropout, not _has_thick_slices(study)
+
+        def vary(images: Any, labels: Any, seed: Any) -> tuple[Any, Any]:
+            if names:
+                images, labels = augment(images, labels, seed, names, through_plane=through_plane)
+            if dropout:
+                own_seed = tf.random.experimental.stateless_fold_in(seed, _DROPOUT)
+                images = modality_dropout(images, own_seed, dropout)
+            return images, labels
+
+        return dataset.map(vary).prefetch(2)
 
     def _training_batches(self, draw: Draw) -> Iterator[Batch]:
         training = self._study.training
         patch = self._study.preprocessing.patch
         images, labels = [], []
         for index, case in enumerate(self._order(draw)):
-            image, label = self._cache.get(case)
+            image, label = self._load(case)
             rng = draw.generator("patch", index)
             image_patch, label_patch = sample_patch(image, label, patch, rng, training.foreground_fraction)
             images.append(image_patch)
@@ -172,7 +171,7 @@ class SiteDataset:
             except Cancelled:
                 return
             except DataError as error:
-                self.failure = DataError(f"{self._folder}: {error}")
+                self.failure = DataError(f"site {self._site}: {error}")
                 return
 
         spatial = [None] * self._study.task.dimensions
@@ -185,7 +184,7 @@ class SiteDataset:
     def _tiles_of(self, case: Case) -> Iterator[Batch]:
         """Whole-image evaluation in tiles of the study's tile size; each voxel counts once."""
         tile = self._study.publishing.tile
-        image, label = self._cache.get(case)
+        image, label = self._load(case)
         counted = np.zeros(label.shape, bool)
         for where in tiles(label.shape, tile, 0.0):
             part = label[where].copy()
@@ -197,46 +196,18 @@ class SiteDataset:
             padded_label[outside] = _IGNORED
             yield padded_image[np.newaxis], padded_label[np.newaxis]
 
-    def _prepare(self, case: Case) -> Batch:
-        task = self._study.task
-        image = prepare_image(
-            read_image(case.image, task.dimensions),
-            dimensions=task.dimensions,
-            channels=task.channels,
-            intensity=self._study.preprocessing.intensity,
-        )
-        label = prepare_label(
-            read_label(case.label, task.dimensions),
-            dimensions=task.dimensions,
-            classes=len(task.classes),
-            labels=task.labels,
-        )
-        return image, label
-
-
-class _CaseCache:
-    """Prepared cases, the most recently used up to a number of bytes."""
-
-    def __init__(self, prepare: Callable[[Case], Batch], limit: int) -> None:
-        self._prepare = prepare
-        self._limit = limit
-        self._held: collections.OrderedDict[str, Batch] = collections.OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, case: Case) -> Batch:
+    def _load(self, case: Case) -> Batch:
         """The prepared image and label of a case. Raises DataError where its files can no longer be read."""
-        with self._lock:
-            if case.name in self._held:
-                self._held.move_to_end(case.name)
-                return self._held[case.name]
-        prepared = self._prepare(case)
-        size = prepared[0].nbytes + prepared[1].nbytes
-        with self._lock:
-            if case.name not in self._held and size <= self._limit:
-                self._held[case.name] = prepared
-                self._bytes += size
-                while self._bytes > self._limit:
-                    _, (image, label) = self._held.popitem(last=False)
-                    self._bytes -= image.nbytes + label.nbytes
-        return prepared
+
+        def prepare() -> Prepared:
+            return load_case(case, self._study, self._cases.label_map)
+
+        prepared = prepare() if self._cache is None else self._cache.get(self._cases.key(case, self._study), prepare)
+        assert prepared.label is not None, "a case without a label is not among a site's cases"
+        return prepared.image, prepared.label
+
+
+def _has_thick_slices(study: Study) -> bool:
+    """Whether slices are so much thicker than pixels are wide that turning them into each other would shear."""
+    spacing = study.preprocessing.spacing
+    return spacing is not None and len(spacing) == 3 and spacing[0] > _THICK * max(spacing[1:])

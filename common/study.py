@@ -30,7 +30,23 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from common.errors import StudyError
 
 MODEL_NAMES = ("unet",)
-AUGMENTATIONS = ("flip", "rotate", "scale", "gamma", "contrast", "noise", "blur")
+AUGMENTATIONS = (
+    "flip",
+    "rotate",
+    "scale",
+    "gamma",
+    "contrast",
+    "noise",
+    "blur",
+    "elastic",
+    "brightness",
+    "contrast_stretch",
+    "gamma_inverted",
+    "low_resolution",
+    "color_jitter",
+    "illumination",
+    "cutout",
+)
 VARIANTS = ("float32", "float16", "dynamic_range", "int8")
 HOLDOUT = "holdout"
 
@@ -449,7 +465,7 @@ class Study:
     preprocessing: Preprocessing
     augmentation: Annotated[
         tuple[str, ...], ListOf(Choice(AUGMENTATIONS), "augmentations", order=AUGMENTATIONS.index)
-    ] = AUGMENTATIONS[:-1]
+    ] = ("flip", "rotate", "scale", "gamma", "contrast", "noise")
     training: Training
     cohort: Cohort
     evaluation: Annotated[Evaluation, Absent()]

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from common.imaging.folder import check_cases, find_cases
-from common.imaging.preprocessing import prepare_image, prepare_label
-from common.imaging.readers import read_image, read_label
+from common.errors import DataError
+from common.imaging.case import Case
+from common.imaging.checks import Requirements, examine_case
+from common.imaging.discovery import discover
+from common.imaging.loading import load_case
 from common.imaging.sliding_window import predict_tiled
 from common.metrics.overlap import OverlapCounts, count_overlap
 from common.study import Study
@@ -164,8 +166,8 @@ class Holdout:
     ----------
     study : Study
     folder : Path
-        Holds `images/` and `labels/`. A case whose name ends with "-" and the name of a site of the study came from
-        that site.
+        Arranged as a site's may be (`common.imaging.discovery`). A case whose name ends with "-" and the name of a
+        site of the study came from that site.
 
     Attributes
     ----------
@@ -179,15 +181,7 @@ class Holdout:
 
     def __init__(self, study: Study, folder: Path) -> None:
         self._study = study
-        self._files = find_cases(folder)
-        task = study.task
-        check_cases(
-            self._files,
-            dimensions=task.dimensions,
-            channels=task.channels,
-            classes=len(task.classes),
-            labels=task.labels,
-        )
+        self._files = _sound_cases(study, folder)
         self.cases: tuple[str, ...] = tuple(case.name for case in self._files)
         self.sites: tuple[str | None, ...] = tuple(site_of_origin(name, study.cohort.sites) for name in self.cases)
         self._cached: dict[int, Prepared] = {}
@@ -209,19 +203,9 @@ class Holdout:
         with self._lock:
             if index in self._cached:
                 return self._cached[index]
-        case, task = self._files[index], self._study.task
-        image = prepare_image(
-            read_image(case.image, task.dimensions),
-            dimensions=task.dimensions,
-            channels=task.channels,
-            intensity=self._study.preprocessing.intensity,
-        )
-        label = prepare_label(
-            read_label(case.label, task.dimensions),
-            dimensions=task.dimensions,
-            classes=len(task.classes),
-            labels=task.labels,
-        )
+        prepared = load_case(self._files[index], self._study)
+        image, label = prepared.image, prepared.label
+        assert label is not None, "cases without a label were refused"
         size = image.nbytes + label.nbytes
         with self._lock:
             if index not in self._cached and self._cached_bytes + size <= _CACHE_BYTES:
@@ -279,6 +263,19 @@ class Holdout:
             dice=np.stack([count.dice() for count in counts]),
             iou=np.stack([count.iou() for count in counts]),
         )
+
+
+def _sound_cases(study: Study, folder: Path) -> list[Case]:
+    """The folder's cases under the study's modalities; one that is not sound refuses the whole holdout."""
+    found = discover(folder)
+    requirements = Requirements.of(study)
+    cases = [case.with_modalities(study.task.modalities) for case in found.cases]
+    findings = [*found.findings, *(finding for case in cases for finding in examine_case(case, requirements)[1])]
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        lines = "\n".join(f"  {finding.code} {finding.message}. {finding.advice}" for finding in errors)
+        raise DataError(f"{folder}: the holdout cannot be used:\n{lines}")
+    return cases
 
 
 def site_of_origin(case: str, sites: Sequence[str]) -> str | None:

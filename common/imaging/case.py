@@ -1,8 +1,9 @@
-"""A case: the images of one examination, by modality, and the label that was drawn on them; where they lie, not what."""
+"""A case: the images of one examination, by modality, and the label that was drawn on them; where they lie."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -51,3 +52,18 @@ class Case:
         """Every source of the case: the images in order of their modalities, then the label."""
         images = [self.images[modality] for modality in sorted(self.images)]
         return [*images, self.label] if self.label is not None else images
+
+    def with_modalities(self, modalities: Sequence[str]) -> Case:
+        """The case with its images under a study's names for them, whatever the case of letters; others are left out.
+
+        A study without modalities takes the one image that there is, and one with a single modality an image without
+        any.
+        """
+        if not modalities:
+            image = self.images.get("") or (next(iter(self.images.values())) if len(self.images) == 1 else None)
+            return replace(self, images={"": image} if image else {})
+        by_name = {modality.casefold(): source for modality, source in self.images.items()}
+        if len(modalities) == 1 and set(self.images) == {""}:
+            by_name = {modalities[0].casefold(): self.images[""]}
+        found = {modality: by_name[modality.casefold()] for modality in modalities if modality.casefold() in by_name}
+        return replace(self, images=found)

@@ -11,7 +11,9 @@ import pytest
 import tensorflow as tf
 import tifffile
 
+from client.case_cache import CaseCache
 from client.datasets import Cancelled, SiteDataset
+from client.selection import select_folder
 from common.errors import DataError
 from common.learning.model import IGNORED
 from common.study import Study
@@ -35,6 +37,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _dataset(study: Study, site: str, folder: Path) -> SiteDataset:
+    return SiteDataset(study, site, select_folder(study, folder))
+
+
 def _batches(dataset: tf.data.Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(dataset.as_numpy_iterator())
 
@@ -43,8 +49,8 @@ def test_a_rounds_batches_are_the_same_bits_whenever_they_are_drawn(
     folder: Path, tiny_study: Callable[..., Study]
 ) -> None:
     study = tiny_study()
-    first = _batches(SiteDataset(study, "alpha", folder).training(3))
-    dataset = SiteDataset(study, "alpha", folder)
+    first = _batches(_dataset(study, "alpha", folder).training(3))
+    dataset = _dataset(study, "alpha", folder)
     _batches(dataset.training(1))
     again = _batches(dataset.training(3))
     assert len(first) == dataset.training_batches == 3
@@ -55,11 +61,11 @@ def test_a_rounds_batches_are_the_same_bits_whenever_they_are_drawn(
 
 def test_another_round_another_site_another_seed_draw_otherwise(folder: Path, tiny_study: Callable[..., Study]) -> None:
     study = tiny_study()
-    base = _batches(SiteDataset(study, "alpha", folder).training(1))[0][0]
+    base = _batches(_dataset(study, "alpha", folder).training(1))[0][0]
     for other in (
-        SiteDataset(study, "alpha", folder).training(2),
-        SiteDataset(study, "beta", folder).training(1),
-        SiteDataset(dataclasses.replace(study, seed=99), "alpha", folder).training(1),
+        _dataset(study, "alpha", folder).training(2),
+        _dataset(study, "beta", folder).training(1),
+        _dataset(dataclasses.replace(study, seed=99), "alpha", folder).training(1),
     ):
         assert not np.array_equal(base, _batches(other)[0][0])
 
@@ -69,7 +75,7 @@ def test_every_training_case_is_drawn_once_a_pass(folder: Path, tiny_study: Call
     study = dataclasses.replace(
         study, training=dataclasses.replace(study.training, patches_per_epoch=None, local_epochs=2)
     )
-    dataset = SiteDataset(study, "alpha", folder)
+    dataset = _dataset(study, "alpha", folder)
     from client.datasets import Draw
 
     drawn = [case.name for case in dataset._order(Draw(study.name, study.seed, 1, "alpha"))]
@@ -79,7 +85,7 @@ def test_every_training_case_is_drawn_once_a_pass(folder: Path, tiny_study: Call
 
 
 def test_training_and_validation_share_no_case(folder: Path, tiny_study: Callable[..., Study]) -> None:
-    dataset = SiteDataset(tiny_study(), "alpha", folder)
+    dataset = _dataset(tiny_study(), "alpha", folder)
     training = {case.name for case in dataset.training_cases}
     validation = {case.name for case in dataset.validation_cases}
     assert not training & validation
@@ -88,7 +94,7 @@ def test_training_and_validation_share_no_case(folder: Path, tiny_study: Callabl
 
 
 def test_validation_covers_every_voxel_once(folder: Path, tiny_study: Callable[..., Study]) -> None:
-    dataset = SiteDataset(tiny_study(), "alpha", folder)
+    dataset = _dataset(tiny_study(), "alpha", folder)
     counted = foreground = 0
     for _, labels in _batches(dataset.validation()):
         assert labels.shape == (1, 16, 16)  # the tile, which is the patch where the study names no other
@@ -104,12 +110,49 @@ def test_a_cancelled_round_ends_its_data_early(folder: Path, tiny_study: Callabl
         if index == 1:
             raise Cancelled
 
-    assert len(_batches(SiteDataset(tiny_study(), "alpha", folder).training(1, stop_at_second))) == 1
+    assert len(_batches(_dataset(tiny_study(), "alpha", folder).training(1, stop_at_second))) == 1
 
 
-def test_a_case_that_does_not_fit_the_study_is_refused_before_any_training(
+def test_a_case_that_does_not_fit_the_study_refuses_the_site_that_may_miss_none(
     folder: Path, tiny_study: Callable[..., Study]
 ) -> None:
     tifffile.imwrite(folder / "labels" / "2.tif", np.full((22, 40), 7, np.uint8))
-    with pytest.raises(DataError, match="2"):
-        SiteDataset(tiny_study(), "alpha", folder)
+    with pytest.raises(DataError, match=r"all 6 cases to be sound, found 5(.|\n)*E204 label 2.tif: .* found 7"):
+        _dataset(tiny_study(), "alpha", folder)
+
+
+def test_a_case_that_does_not_fit_is_kept_out_where_enough_are_left(
+    folder: Path, tiny_study: Callable[..., Study]
+) -> None:
+    tifffile.imwrite(folder / "labels" / "2.tif", np.full((22, 40), 7, np.uint8))
+    study = tiny_study()
+    study = dataclasses.replace(study, cohort=dataclasses.replace(study.cohort, minimum_cases=5))
+    cases = select_folder(study, folder)
+    dataset = SiteDataset(study, "alpha", cases)
+    assert (cases.kept_out, len(dataset.training_cases) + len(dataset.validation_cases)) == (1, 5)
+    assert "E204" in [finding.code for finding in cases.findings]
+
+
+def test_what_is_drawn_does_not_depend_on_the_cache(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., Study]
+) -> None:
+    study = tiny_study()
+    without = _batches(_dataset(study, "alpha", folder).training(1))
+    cache = CaseCache(tmp_path_factory.mktemp("cache"), 10**9)
+    for _ in ("filled", "used"):
+        cached = SiteDataset(study, "alpha", select_folder(study, folder), cache)
+        for one, two in zip(without, _batches(cached.training(1)), strict=True):
+            np.testing.assert_array_equal(one[0], two[0])
+            np.testing.assert_array_equal(one[1], two[1])
+
+
+def test_a_folder_is_examined_once_by_a_site_that_remembers(
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_study: Callable[..., Study],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry = tmp_path_factory.mktemp("work") / "registry.sqlite"
+    first = select_folder(tiny_study(), folder, registry)
+    monkeypatch.setattr("client.registry.examine_case", None)
+    assert select_folder(tiny_study(), folder, registry) == first

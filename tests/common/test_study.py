@@ -456,7 +456,8 @@ BAD = [
     (
         "[west, east]",
         "[west, east]\naugmentation: [flip, warp]",
-        "augmentation[1]: expected flip, rotate, scale, gamma, contrast, noise or blur, found warp (s.yaml:19)",
+        "augmentation[1]: expected flip, rotate, scale, gamma, contrast, noise, blur, elastic, brightness, "
+        "contrast_stretch, gamma_inverted, low_resolution, color_jitter, illumination or cutout, found warp (s.yaml:19)",
     ),
     (
         "[west, east]",
@@ -628,13 +629,12 @@ def test_byte_order_mark_is_no_part_of_the_study(tmp_path: Path) -> None:
     assert load_study(path) == parse_study(BASE)
 
 
-@pytest.mark.parametrize("name", ["nuclei", "hippocampus"])
+@pytest.mark.parametrize("name", ["nuclei", "hippocampus", "brain_tumour"])
 def test_example_study_is_valid_and_survives_being_written(name: str) -> None:
     study = load_study(STUDIES / f"{name}.yaml")
     assert isinstance(study, Study)
-    assert study.name == name
-    assert len(study.cohort.sites) == 5
-    assert study.cohort.quorum == 4
+    assert study.name == name.replace("_", "-")
+    assert study.cohort.quorum == max(len(study.cohort.sites) - 1, 2)
     assert parse_study(study.to_yaml()) == study
 
 

@@ -53,7 +53,8 @@ def blocks(height: int, width: int) -> npt.NDArray[np.uint8]:
 def folder(tmp_path: Path) -> Path:
     write_case(tmp_path, "0000-north", blocks(40, 37))  # several tiles
     write_case(tmp_path, "0001-far-north", blocks(9, 40))  # smaller than the tile along one axis
-    write_case(tmp_path, "0002-south", np.zeros((16, 16), np.uint8))  # background alone
+    write_case(tmp_path, "0002-south", np.zeros((16, 16), np.uint8))  # background alone, and a speck of dust
+    tifffile.imwrite(tmp_path / "images" / "0002-south.tif", np.eye(16, dtype=np.uint8) * 10)
     write_case(tmp_path, "0003", blocks(12, 12))
     return tmp_path
 

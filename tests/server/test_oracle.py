@@ -23,6 +23,7 @@ import tensorflow_federated as tff
 import tifffile
 
 from client.datasets import SiteDataset
+from client.selection import select_folder
 from common.learning.graph import to_numpy
 from common.learning.plan import StudyPlan, build_plan
 from common.study import Study
@@ -60,7 +61,9 @@ class _Federation:
 
     def __init__(self, study: Study, folder: Path) -> None:
         self.study = study
-        self.sites = {site: SiteDataset(study, site, folder / site) for site in study.cohort.sites}
+        self.sites = {
+            site: SiteDataset(study, site, select_folder(study, folder / site)) for site in study.cohort.sites
+        }
 
     def training(self, round_number: int) -> list[tf.data.Dataset]:
         """Without generators, which TFF's runtime cannot send to its worker."""

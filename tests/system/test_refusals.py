@@ -73,21 +73,19 @@ def test_a_truncated_image_is_named(site: Callable[..., Any], copy: Path) -> Non
     torn.write_bytes(torn.read_bytes()[:-3000])
     result = site(data=copy)
     assert_refused(
-        result.returncode, result.stderr, 3, f"{copy}: 1 of 5 cases", "image 0002.tif", "Correct these files"
+        result.returncode,
+        result.stderr,
+        3,
+        f"({copy}): the study asks for all 5",
+        "E101 image 0002.tif",
+        "Copy the file",
     )
 
 
 def test_an_image_without_label_is_named(site: Callable[..., Any], copy: Path) -> None:
     (copy / "labels" / "0003.tif").unlink()
     result = site(data=copy)
-    assert_refused(
-        result.returncode,
-        result.stderr,
-        3,
-        str(copy),
-        "images without a label of the same name: 0003.tif",
-        "Give every",
-    )
+    assert_refused(result.returncode, result.stderr, 3, f"({copy})", "E201 case 0003: has no label", "Add the label")
 
 
 @pytest.mark.parametrize("side", ["coordinator", "site"])

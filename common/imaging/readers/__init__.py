@@ -1,59 +1,72 @@
-"""One file to one `Volume`, whatever the format: `tiff` reads 2D microscopy, `nifti` reads 2D and 3D medical images.
+"""Any file or DICOM folder to one `Volume`: `tiff` reads microscopy, `nifti` and `dicom` images of patients.
 
-A reader module has one function, `read(path, is_label) -> Volume`. It raises a `DataError` that says what and what to
-do where a sound file holds something that is not taken, and may raise anything on a damaged one. This module makes a
-`DataError` that names the file of all of them, and holds what is true of images and labels of all formats.
+Volumes come on the grid as stored: nothing is reoriented, the affine says where the voxels lie. A reader raises a
+`DataError` that says what and what to do where a sound file holds something that is not taken, and may raise anything
+on a damaged one. This module makes a `DataError` that names the file of all of them, and holds what is true of images
+and labels of all formats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from common.errors import DataError
-from common.imaging.readers import nifti, tiff
+from common.imaging.case import Source
+from common.imaging.readers import dicom, dicom_seg, nifti, tiff
+from common.imaging.readers.reason import reason_of
 from common.imaging.volume import Volume
 
-_READERS: dict[str, tuple[str, Callable[[Path, bool], Volume]]] = {
-    ".tif": ("TIFF", tiff.read),
-    ".tiff": ("TIFF", tiff.read),
-    ".nii": ("NIfTI", nifti.read),
-    ".nii.gz": ("NIfTI", nifti.read),
+_DICOM = "DICOM"
+_FORMATS = {
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".nii": "NIfTI",
+    ".nii.gz": "NIfTI",
+    ".dcm": _DICOM,
 }
-SUFFIXES = tuple(_READERS)
+SUFFIXES = tuple(_FORMATS)
 _LARGEST_LABEL = np.iinfo(np.int32).max
+_NAMED = 5
 
 
 def suffix_of(path: Path) -> str | None:
-    """The suffix by which a reader is chosen, in lower case (`.nii.gz` counts as one), or None if no reader fits."""
+    """The suffix by which a reader is chosen, in lower case (`.nii.gz` counts as one), or None if it tells nothing."""
     name = path.name.lower()
     return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
 
 
-def read_image(path: Path, dimensions: int) -> Volume:
+def read_image(source: Source | Path, dimensions: int, *, level: int = 0) -> Volume:
     """Read an image.
 
     Parameters
     ----------
-    path : Path
-        A `.tif`, `.tiff`, `.nii` or `.nii.gz` file.
+    source : Source or Path
+        A TIFF, NIfTI or DICOM file (a DICOM file may have any name), or a folder with the files of a DICOM series.
+        A `Source` says which series where the folder holds several.
     dimensions : 2 or 3
-        What the study is about; a file of another number of dimensions is refused.
+        What the study is about; an image of another number of dimensions is refused.
+    level : int
+        Which level of a TIFF pyramid, 0 for full resolution. Other formats have none beside 0.
 
     Returns
     -------
     Volume
-        `array` holds the file's integers, or float32; every value is finite.
+        On the stored grid. `array` holds the file's integers, or float32; every value is finite.
 
     Raises
     ------
     DataError
-        The file is missing, damaged, of another format, of other dimensions, or has pixels that are not finite.
+        It is missing, damaged, of another format, of other dimensions, has voxels that are not finite, or is not what
+        the format's reader takes.
     """
-    where = f"image {path.name}"
-    volume = _read(path, dimensions, is_label=False, where=where)
+    source = _as_source(source)
+    where = f"image {source.name}"
+    volume = _read(source, dimensions, where, is_label=False, level=level, grid=None)
     array = volume.array
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
@@ -67,13 +80,17 @@ def read_image(path: Path, dimensions: int) -> Volume:
     return Volume(_native(array), volume.spacing, volume.affine)
 
 
-def read_label(path: Path, dimensions: int) -> Volume:
+def read_label(source: Source | Path, dimensions: int, *, grid: Volume | None = None) -> Volume:
     """Read a label: a class index or an instance number for each voxel, 0 for background.
 
     Parameters
     ----------
-    path, dimensions
-        As for `read_image`.
+    source, dimensions
+        As for `read_image`; a DICOM segmentation gives each voxel the number of its segment.
+    grid : Volume, optional
+        The image that the label was drawn on. A DICOM segmentation or series is laid onto its grid, slice by slice, 0
+        where it has none. Labels of other formats come on their own grid: whether it is the image's is for the caller
+        to see.
 
     Returns
     -------
@@ -84,10 +101,12 @@ def read_label(path: Path, dimensions: int) -> Volume:
     Raises
     ------
     DataError
-        As for `read_image`, and for labels of several channels, and values that are negative or not integral.
+        As for `read_image`, and for labels of several channels, values that are negative or not integral, segments
+        that overlap, and DICOM labels that do not lie on the grid.
     """
-    where = f"label {path.name}"
-    volume = _read(path, dimensions, is_label=True, where=where)
+    source = _as_source(source)
+    where = f"label {source.name}"
+    volume = _read(source, dimensions, where, is_label=True, level=0, grid=grid)
     array = volume.array
     if volume.channels != 1:
         raise DataError(
@@ -111,35 +130,30 @@ def read_label(path: Path, dimensions: int) -> Volume:
     return Volume(_native(array.astype(np.int32)), volume.spacing, volume.affine)
 
 
-def _read(path: Path, dimensions: int, is_label: bool, where: str) -> Volume:
+def _as_source(source: Source | Path) -> Source:
+    return source if isinstance(source, Source) else Source(source)
+
+
+def _read(source: Source, dimensions: int, where: str, *, is_label: bool, level: int, grid: Volume | None) -> Volume:
     if dimensions not in (2, 3):
         raise ValueError(f"dimensions: expected 2 or 3, found {dimensions}")
-    suffix = suffix_of(path)
-    if suffix is None:
-        raise DataError(
-            f"{where}: files of this type are not read. Convert it to one of {', '.join(SUFFIXES)}, or remove it."
-        )
-    if path.is_dir():
-        raise DataError(f"{where}: expected a file, found a folder. Put the image file itself in its place.")
-    file_format, read = _READERS[suffix]
+    file_format = ""
     try:
-        is_empty = path.stat().st_size == 0
-        volume = None if is_empty else read(path, is_label)
+        file_format = _format_of(source.path)
+        volume = _read_format(file_format, source, is_label, level, grid)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     except OSError as error:
         raise DataError(
-            f"{where}: cannot be read ({_reason(error)}). Check that the file exists, is complete and may be read by "
+            f"{where}: cannot be read ({reason_of(error)}). Check that the file exists, is complete and may be read by "
             "this user; copy it again from its source if it does."
         ) from error
     # A damaged file makes the decoders fail in their own ways (struct, zlib, type and index errors, even memory).
     except Exception as error:
         raise DataError(
-            f"{where}: cannot be read as {file_format} ({_reason(error)}). The file is damaged, incomplete or of "
+            f"{where}: cannot be read as {file_format} ({reason_of(error)}). The file is damaged, incomplete or of "
             "another format: copy it again from its source, convert it, or remove it."
         ) from error
-    if volume is None:
-        raise DataError(f"{where}: the file is empty. Copy it again from its source, or remove it.")
     slices = volume.shape[0]
     if dimensions == 2 and slices != 1:
         raise DataError(
@@ -148,17 +162,101 @@ def _read(path: Path, dimensions: int, is_label: bool, where: str) -> Volume:
         )
     if dimensions == 3 and slices == 1:
         raise DataError(
-            f"{where}: expected a 3D volume, found a single slice. Save the whole volume in one NIfTI file, or set "
-            "the study to 2 dimensions."
+            f"{where}: expected a 3D volume, found a single slice. Save the whole volume in one NIfTI file or the "
+            "folder of a DICOM series, or set the study to 2 dimensions."
         )
     return volume
 
 
-def _reason(error: Exception) -> str:
-    text = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
-    return text.splitlines()[0][:160].rstrip(".")
+def _format_of(path: Path) -> str:
+    """By the suffix, and by DICOM's mark where that tells nothing.
+
+    Raises
+    ------
+    DataError
+        No reader takes the file, or it is empty.
+    OSError
+        It cannot be opened.
+    """
+    suffix = suffix_of(path)
+    file_format = _FORMATS.get(suffix or "", "")
+    if path.is_dir():
+        if file_format in ("", _DICOM):
+            return _DICOM
+        raise DataError("expected a file, found a folder. Put the image file itself in its place.")
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty. Copy it again from its source, or remove it.")
+    if not path.is_file():
+        raise DataError("expected a file, found a pipe or device. Put the image file itself in its place.")
+    if file_format:
+        return file_format
+    if dicom.is_dicom(path):
+        return _DICOM
+    raise DataError(f"files of this type are not read. Convert it to one of {', '.join(SUFFIXES)}, or remove it.")
 
 
-def _native(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _read_format(file_format: str, source: Source, is_label: bool, level: int, grid: Volume | None) -> Volume:
+    if file_format == "TIFF":
+        return tiff.read(source.path, is_label, level)
+    if level != 0:
+        raise DataError(
+            f"a {file_format} image has no level {level}. Ask for level 0, or convert it to a TIFF pyramid."
+        )
+    if file_format == "NIfTI":
+        return nifti.read(source.path, is_label)
+    return _read_dicom(source, is_label, grid)
+
+
+def _read_dicom(source: Source, is_label: bool, grid: Volume | None) -> Volume:
+    if not source.path.is_dir():
+        if not dicom.is_dicom(source.path):
+            raise ValueError("it lacks DICOM's mark")
+        if not dicom.is_segmentation(source.path):
+            return dicom.read_files([source.path], is_label=is_label, grid=grid)
+        files: tuple[Path, ...] = (source.path,)
+    else:
+        series = _choose(dicom.find_series(source.path), source.series, is_label)
+        if not series.is_segmentation:
+            return dicom.read_series(series, is_label=is_label, grid=grid)
+        files = series.files
+    if not is_label:
+        raise DataError("expected an image, found a segmentation (DICOM-SEG). Use it as a label.")
+    if len(files) != 1:
+        raise DataError(
+            f"the series holds {len(files)} segmentations: {_list(file.name for file in files)}. Name the file of one."
+        )
+    return dicom_seg.read(files[0], grid)
+
+
+def _choose(found: list[dicom.Series], uid: str, is_label: bool) -> dicom.Series:
+    """The series that was asked for, or the only one that can be meant."""
+    if uid:
+        for series in found:
+            if series.uid == uid:
+                return series
+        raise DataError(f"it holds no series {uid}. It holds {_list(map(_describe, found)) or 'no DICOM files'}.")
+    candidates = [series for series in found if series.frames and (is_label or not series.is_segmentation)]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise DataError(
+            f"it holds {len(candidates)} series: {_list(map(_describe, candidates))}. Say which one is meant by its "
+            "SeriesInstanceUID, or keep each in a folder of its own."
+        )
+    others = f"; it holds {_list(map(_describe, found))}" if found else ""
+    raise DataError(f"the folder holds no DICOM images{others}. Choose the folder with the files of a series.")
+
+
+def _describe(series: dicom.Series) -> str:
+    return f"{series.uid} ({series.modality or series.kind}, {series.description or 'no description'})"
+
+
+def _list(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """In the machine's byte order and contiguous: later steps neither swap nor stride."""
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))

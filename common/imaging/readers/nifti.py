@@ -1,4 +1,4 @@
-"""NIfTI images, turned to the closest RAS orientation.
+"""NIfTI images, on the grid as stored.
 
 Read with nibabel. Source: NIfTI-1 and NIfTI-2 data format, https://nifti.nimh.nih.gov.
 """
@@ -35,9 +35,9 @@ def read(path: Path, is_label: bool) -> Volume:
     Returns
     -------
     Volume
-        The file's (x, y, z[, channel]) axes, flipped and permuted to the closest RAS orientation and transposed to
-        (z, y, x, channel). Slope and intercept are applied; integers stay integers where there are none. Spacing and
-        affine are in millimetres.
+        The file's (i, j, k[, channel]) axes transposed to (k, j, i, channel), whichever way they point: the affine
+        says it. Slope and intercept are applied; integers stay integers where there are none. Spacing and affine are
+        in millimetres.
 
     Raises
     ------
@@ -69,10 +69,5 @@ def read(path: Path, is_label: bool) -> Volume:
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0.0:
         raise DataError("the header's affine is not invertible. Export the file again with its orientation.")
     affine[:3] *= _MILLIMETRES[image.header.get_xyzt_units()[0]]
-    # What nibabel.as_closest_canonical does, without the limits of its image classes (no 64-bit integers).
-    orientations: Any = nib.orientations
-    nearest = orientations.io_orientation(affine)
-    turned = orientations.apply_orientation(voxels, nearest)
-    turned_affine = affine @ orientations.inv_ornt_aff(nearest, voxels.shape[:3])
-    x, y, z = (float(length) for length in np.linalg.norm(turned_affine[:3, :3], axis=0))
-    return Volume(turned.transpose(2, 1, 0, 3), (z, y, x), turned_affine)
+    x, y, z = (float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
+    return Volume(voxels.transpose(2, 1, 0, 3), (z, y, x), affine)

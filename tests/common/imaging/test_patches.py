@@ -84,6 +84,19 @@ def test_small_images_are_centred_in_their_padding() -> None:
     assert label_patch[0].tolist() == [0, 1, 2, 0, 0]
 
 
+def test_small_volumes_are_centred_in_their_padding_along_every_axis() -> None:
+    image = np.random.default_rng(0).normal(size=(2, 7, 3, 2)).astype(np.float32)
+    label = np.ones((2, 7, 3), np.uint8)
+    image_patch, label_patch = sample_patch(image, label, (4, 4, 8), np.random.default_rng(1), 1.0)
+    assert image_patch.shape == (4, 4, 8, 2)
+    assert np.array_equal(label_patch, np.pad(np.ones((2, 4, 3), np.uint8), ((1, 1), (0, 0), (2, 3))))
+    # Two slices and five columns of padding: each repeats the voxel at the volume's edge.
+    assert np.array_equal(image_patch[0], image_patch[1])
+    assert np.array_equal(image_patch[3], image_patch[2])
+    assert all(np.array_equal(image_patch[:, :, column], image_patch[:, :, 2]) for column in (0, 1))
+    assert all(np.array_equal(image_patch[:, :, column], image_patch[:, :, 4]) for column in (5, 6, 7))
+
+
 @pytest.mark.parametrize("voxel", [(0, 0), (63, 99), (30, 50)])
 def test_a_single_foreground_voxel_is_always_found_when_asked_for(voxel: tuple[int, int]) -> None:
     label = np.zeros((64, 100), np.uint8)

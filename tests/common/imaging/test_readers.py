@@ -1,8 +1,7 @@
-"""Images and labels from files: one contract for every format, and what is special about each."""
+"""Images and labels from files: what is refused in every format, and what is special about TIFF and NIfTI."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 from pathlib import Path
 
@@ -36,47 +35,7 @@ def voxels(dimensions: int, dtype: type = np.uint8) -> np.ndarray:
     return (np.random.default_rng(0).integers(0, 200, (20, 30, 12)[:dimensions])).astype(dtype)
 
 
-# The contract of every format
-
-
-@pytest.mark.parametrize(("suffix", "dimensions"), FORMATS)
-def test_every_format_gives_four_axes_and_the_stored_numbers(tmp_path: Path, suffix: str, dimensions: int) -> None:
-    stored = voxels(dimensions)
-    volume = read_image(write(tmp_path / f"a.{suffix}", stored), dimensions)
-    assert volume.array.shape == ((1, 20, 30, 1) if dimensions == 2 else (12, 30, 20, 1))
-    assert volume.array.dtype == np.uint8
-    assert np.array_equal(np.sort(volume.array, axis=None), np.sort(stored, axis=None))
-    assert volume.spacing == (1.0, 1.0, 1.0)
-
-
-@pytest.mark.parametrize(("suffix", "dimensions"), FORMATS)
-def test_every_format_refuses_a_file_that_was_cut_short_anywhere(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, dimensions: int
-) -> None:
-    path = write(tmp_path / f"scan.{suffix}", voxels(dimensions))
-    whole = path.read_bytes()
-    for length in [*range(0, len(whole), len(whole) // 40), len(whole) - 1]:
-        path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match=rf"image scan\.{suffix}: .+\. ?.+"):
-            read_image(path, dimensions)
-    assert not caplog.records  # the libraries would print them to stderr
-
-
-@pytest.mark.parametrize(("suffix", "dimensions"), FORMATS)
-def test_every_format_survives_damaged_bytes_with_a_data_error_at_most(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, dimensions: int
-) -> None:
-    path = write(tmp_path / f"scan.{suffix}", voxels(dimensions))
-    whole = path.read_bytes()
-    rng = np.random.default_rng(1)
-    for _ in range(150):
-        damaged = bytearray(whole)
-        for position in rng.integers(0, min(len(whole), 400), 4):
-            damaged[position] = rng.integers(256)
-        path.write_bytes(bytes(damaged))
-        with contextlib.suppress(DataError):
-            read_image(path, dimensions)
-    assert not caplog.records  # the libraries would print them to stderr
+# Every format; `test_reader_contract` has what all of them give
 
 
 @pytest.mark.parametrize(("suffix", "dimensions"), FORMATS)
@@ -106,13 +65,6 @@ def test_every_format_refuses_pixels_that_are_not_finite(tmp_path: Path, suffix:
 
 
 @pytest.mark.parametrize(("suffix", "dimensions"), FORMATS)
-def test_every_format_refuses_other_dimensions(tmp_path: Path, suffix: str, dimensions: int) -> None:
-    path = write(tmp_path / f"scan.{suffix}", voxels(dimensions))
-    with pytest.raises(DataError, match=r"image scan.*expected a .D"):
-        read_image(path, 5 - dimensions)
-
-
-@pytest.mark.parametrize(("suffix", "dimensions"), FORMATS)
 def test_labels_stored_as_whole_floats_become_integers(tmp_path: Path, suffix: str, dimensions: int) -> None:
     label = read_label(write(tmp_path / f"a.{suffix}", voxels(dimensions, np.float32)), dimensions)
     assert label.array.dtype == np.int32
@@ -131,7 +83,7 @@ def test_labels_that_are_no_numbering_are_refused(
 
 
 def test_a_file_type_without_reader_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "a.jpg").write_bytes(b"x" * 200)
     with pytest.raises(DataError, match=r"image a\.jpg.*Convert it to one of \.tif"):
         read_image(tmp_path / "a.jpg", 2)
 
@@ -190,13 +142,6 @@ def test_tiff_palette_holds_labels_but_no_image(tmp_path: Path) -> None:
         read_image(tmp_path / "a.tif", 2)
 
 
-@pytest.mark.parametrize("options", [{}, {"imagej": True}, {"metadata": None}])
-def test_tiff_stack_is_refused(tmp_path: Path, options: dict) -> None:  # type: ignore[type-arg]
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((6, 8, 8), np.uint8), photometric="minisblack", **options)
-    with pytest.raises(DataError, match="stack"):
-        read_image(tmp_path / "a.tif", 2)
-
-
 def test_tiff_states_its_pixel_size_in_micrometres(tmp_path: Path) -> None:
     image = np.zeros((4, 4), np.uint8)
     # 4 pixels a micrometre along x, 2 along y.
@@ -222,20 +167,15 @@ def test_rgb_label_is_refused(tmp_path: Path) -> None:
 # NIfTI
 
 
-def test_nifti_is_turned_to_ras(tmp_path: Path) -> None:
+def test_nifti_stays_as_stored_and_its_affine_says_where(tmp_path: Path) -> None:
     # Stored as (anterior to posterior, right to left, inferior to superior), voxels of 2 x 3 x 4 mm.
     stored = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     affine = np.array([[0, -3, 0, 10], [-2, 0, 0, 20], [0, 0, 4, 30], [0, 0, 0, 1]], dtype=np.float64)
     nib.save(nib.Nifti1Image(stored, affine), tmp_path / "a.nii")
     volume = read_image(tmp_path / "a.nii", 3)
-    assert volume.shape == (4, 2, 3)
-    assert volume.spacing == (4.0, 2.0, 3.0)
-    # Every voxel keeps its place in the world.
-    for i, j, k in np.ndindex(2, 3, 4):
-        x, y, z = np.rint(np.linalg.solve(volume.affine, affine @ (i, j, k, 1))[:3]).astype(int)
-        assert volume.array[z, y, x, 0] == stored[i, j, k]
-    # RAS: the indices grow to the right, to the anterior and to the superior.
-    assert (np.diag(volume.affine) > 0).all()
+    assert volume.spacing == (4.0, 3.0, 2.0)
+    assert np.array_equal(volume.array[..., 0], stored.T)
+    assert np.array_equal(volume.affine, affine)
 
 
 def test_nifti_rescaling_is_applied(tmp_path: Path) -> None:
@@ -329,7 +269,7 @@ def test_real_microscopy_reads_as_rgb_with_its_instances() -> None:
 def test_real_volumes_agree_with_nibabel_voxel_by_voxel() -> None:
     for path in sorted((DATA / "hippocampus").glob("*/images/*.nii.gz"))[::25]:
         volume = read_image(path, 3)
-        reference = nib.as_closest_canonical(nib.load(path))
+        reference = nib.load(path)
         assert np.array_equal(volume.array[..., 0], np.asarray(reference.dataobj, dtype=np.float32).T)
         assert np.allclose(volume.affine, reference.affine)
         label = read_label(path.parents[1] / "labels" / path.name, 3)

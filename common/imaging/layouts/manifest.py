@@ -1,0 +1,109 @@
+"""Tables at the top of a folder: `cases.csv` says which files make a case, `patients.csv` whose images they are.
+
+Both are CSV with a first row of column names, separated by commas or semicolons, in UTF-8.
+
+`cases.csv` has the column `case`; the columns `patient` and `label` may follow, and each other column is a modality
+(`image` where there is but one). A cell is the path of a file or of the folder of a DICOM series, from the table's
+folder on; an empty cell is an image that is not there. `patients.csv` has the columns `case` and `patient`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from common.imaging.case import Case, Source
+from common.imaging.findings import Code, Finding
+from common.imaging.layouts.options import Found, Layout
+
+CASES_TABLE = "cases.csv"
+PATIENTS_TABLE = "patients.csv"
+_ADVICE = "Correct the table: a first row of column names, then a row for each case, separated by commas, in UTF-8."
+
+
+def cases_of_table(folder: Path, layout: Layout) -> Found:
+    """The cases of `cases.csv`. Rows that say nothing usable are findings; whether files exist is not looked at."""
+    found = Found()
+    rows = _rows(folder / CASES_TABLE, ("case",), found.findings)
+    cases: dict[str, Case] = {}
+    for number, row in rows:
+        name = row.pop("case")
+        where = f"{CASES_TABLE} row {number}"
+        patient = row.pop("patient", "") or layout.patient_in(name) or name
+        label = row.pop("label", "")
+        images = {
+            "" if column.lower() == "image" else column: Source(folder / cell) for column, cell in row.items() if cell
+        }
+        if not name:
+            found.findings.append(_fault(f"{where}: has no case's name", case=where))
+        elif name in cases:
+            message = f"{where}: is about a case of a row before"
+            found.findings.append(Code.NAME_TWICE.finding(message, case=name, file=CASES_TABLE, advice=_ADVICE))
+        elif not images:
+            found.findings.append(_fault(f"{where}: names no image", case=name))
+        else:
+            cases[name] = Case(name, patient, images, Source(folder / label) if label else None)
+    found.cases.extend(cases[name] for name in sorted(cases))
+    return found
+
+
+def patients_of_table(folder: Path, findings: list[Finding]) -> dict[str, str]:
+    """The patient of each case by `patients.csv`; empty where there is no such table."""
+    if not (folder / PATIENTS_TABLE).exists():
+        return {}
+    patients: dict[str, str] = {}
+    for number, row in _rows(folder / PATIENTS_TABLE, ("case", "patient"), findings):
+        if not row["case"] or not row["patient"] or patients.get(row["case"], row["patient"]) != row["patient"]:
+            findings.append(
+                Code.UNREADABLE.finding(
+                    f"{PATIENTS_TABLE} row {number}: does not give one patient to one case",
+                    case=row["case"] or f"{PATIENTS_TABLE} row {number}",
+                    file=PATIENTS_TABLE,
+                    advice="Correct the row; without it, cases of one patient may train and validate.",
+                )
+            )
+        else:
+            patients[row["case"]] = row["patient"]
+    return patients
+
+
+def _rows(path: Path, required: tuple[str, ...], findings: list[Finding]) -> list[tuple[int, dict[str, str]]]:
+    """Numbers (the first row is 1) and cells of the rows, by column."""
+    try:
+        text = path.read_text("utf-8-sig")  # spreadsheets write a byte order mark
+        if "\0" in text:
+            raise csv.Error("it holds zero bytes")
+        header = text.partition("\n")[0]
+        separator = ";" if header.count(";") > header.count(",") else ","
+        table = list(csv.reader(io.StringIO(text), delimiter=separator, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) else "not UTF-8" if isinstance(error, ValueError) else error
+        )
+        findings.append(
+            Code.UNREADABLE.finding(f"table {path.name}: cannot be read ({reason})", file=path.name, advice=_ADVICE)
+        )
+        return []
+    columns = [column.strip() for column in table[0]] if table else []
+    columns = [column.lower() if column.lower() in ("case", "patient", "label") else column for column in columns]
+    missing = [column for column in required if column not in columns]
+    if missing or len(set(columns)) != len(columns) or "" in columns:
+        fault = f"has no column {missing[0]!r}" if missing else "has a column without a name, or one name twice"
+        findings.append(Code.UNREADABLE.finding(f"table {path.name}: {fault}", file=path.name, advice=_ADVICE))
+        return []
+    rows = []
+    for number, cells in enumerate(table[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(columns):
+            where = f"{path.name} row {number}"
+            message = f"{where}: has {len(cells)} cells, not {len(columns)}"
+            findings.append(Code.UNREADABLE.finding(message, case=where, file=path.name, advice=_ADVICE))
+            continue
+        rows.append((number, {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}))
+    return rows
+
+
+def _fault(message: str, case: str = "") -> Finding:
+    return Code.UNREADABLE.finding(message, case=case, file=CASES_TABLE, advice=_ADVICE)

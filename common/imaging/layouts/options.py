@@ -1,0 +1,100 @@
+"""What a user may say about a folder: how its images are called, which of them are labels, whose they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from common.errors import UsageError
+from common.imaging.case import Case
+from common.imaging.findings import Finding
+
+# The first that is found in a series' description decides; the order tells "T2 FLAIR" from T2, and T1 with contrast
+# agent from T1. What says no more than T1 is T1 without.
+_DEFAULT_RULES = (
+    ("FLAIR", r"flair"),
+    ("T1pre", r"t1.{0,12}pre|pre.{0,12}t1|t1.*(without|nativ|non?.?contrast)"),
+    ("T1post", r"t1w?[\W_]*c(e|\+)?(?![a-z])|t1.*(post|\+|gd|gad|contrast)|(post|gd|gad).{0,12}t1"),
+    ("T1pre", r"(?<![a-z0-9])t1(?![0-9])"),
+    ("T2", r"(?<![a-z0-9])t2(?![0-9*])"),  # T2* is another contrast
+    ("CT", r"(?<![a-z0-9])ct(?![a-z0-9])"),
+)
+_DEFAULT_LABEL = r"(?<![a-z])(mask|masks|segm|seg|label|labels|segmentation|gt)(?![a-z])|mask.?tumou?r|tumou?r.?mask"
+_MODALITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")  # as task.modalities of a study
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to understand a folder, where names and headers do not say it by themselves.
+
+    Attributes
+    ----------
+    channel_map : modality -> regular expression, searched in the description of a DICOM series or the part of a file
+        name that tells a case's images apart, whatever the case of letters. Goes before the built-in rules for T1pre,
+        T1post, T2, FLAIR and CT, and in place of the one of the same name.
+    label : regular expression of the descriptions, files or folders that are labels; "" for the built-in one.
+    patient_pattern : regular expression whose first group is the patient, searched in the case's name, or in the
+        folders of a DICOM series; "" where DICOM's PatientID, a table or the case's own name says it.
+
+    Raises
+    ------
+    UsageError
+        An expression is none, a modality has a name that no study can have, or the patient's has no group.
+    """
+
+    channel_map: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    label: str = ""
+    patient_pattern: str = ""
+
+    def __post_init__(self) -> None:
+        for modality, pattern in self.channel_map.items():
+            if not _MODALITY.fullmatch(modality):
+                raise UsageError(
+                    f"channel map {modality!r}: expected a modality's name of 1 to 32 letters, digits, _ . and -, such "
+                    "as T1post; correct it"
+                )
+            _compiled(f"channel map {modality}", pattern)
+        if self.label:
+            _compiled("label pattern", self.label)
+        if self.patient_pattern and not _compiled("patient pattern", self.patient_pattern).groups:
+            raise UsageError(
+                f"patient pattern {self.patient_pattern!r}: no group says which part is the patient; put it into "
+                "parentheses, such as '^(P[0-9]+)_'"
+            )
+
+    def modality_of(self, description: str) -> str | None:
+        """The modality that a description speaks of, or None where no rule finds one."""
+        own = self.channel_map.items()
+        others = [(modality, pattern) for modality, pattern in _DEFAULT_RULES if modality not in self.channel_map]
+        return next((name for name, pattern in [*own, *others] if re.search(pattern, description, re.IGNORECASE)), None)
+
+    def is_label(self, description: str) -> bool:
+        """Whether a description or file name is a label's."""
+        return re.search(self.label or _DEFAULT_LABEL, description, re.IGNORECASE) is not None
+
+    def patient_in(self, name: str) -> str | None:
+        """The patient whom the pattern finds in a name, or None."""
+        found = re.search(self.patient_pattern, name) if self.patient_pattern else None
+        return (found.group(1) or None) if found else None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one way of looking at a folder gave."""
+
+    cases: list[Case] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def _compiled(what: str, pattern: str) -> re.Pattern[str]:
+    if not pattern:
+        raise UsageError(f"{what}: expected a regular expression, found nothing; write what its names have in common")
+    try:
+        return re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise UsageError(
+            f"{what}: {pattern!r} is not a regular expression ({error}); put a backslash before . + * ( ) [ ] where "
+            "they are meant literally"
+        ) from error

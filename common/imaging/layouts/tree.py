@@ -1,0 +1,115 @@
+"""What lies in a folder, listed once: circular links, closed folders and impossible names do not stop it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.errors import DataError
+from common.imaging.findings import Code, Finding
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A folder's files and folders, sorted, without hidden ones.
+
+    Attributes
+    ----------
+    files : what is not a folder, and folders that are called like an image file, which readers refuse.
+    folders : the rest.
+    findings : what could not be listed or named.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def list_folder(folder: Path) -> Listing:
+    """The entries of one folder; a folder that cannot be listed is a finding and has none.
+
+    What cannot be named or listed counts as a case of its own, which is kept out.
+    """
+    listing = Listing()
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        # Whatever is in there is kept out: it counts as a case.
+        name = printable(folder)
+        message = f"folder {name}: cannot be listed ({error.strerror})"
+        listing.findings.append(Code.UNREADABLE_FOLDER.finding(message, case=name, file=name))
+        return listing
+    for path in entries:
+        if printable(path) != path.name:
+            listing.findings.append(
+                Code.NOT_TAKEN.finding(
+                    f"file {printable(path)}: the name is not valid text",
+                    case=printable(path),
+                    file=printable(path),
+                    advice="Rename it, with letters, digits and signs of UTF-8.",
+                )
+            )
+        elif path.is_dir():
+            listing.folders.append(path)
+        else:
+            listing.files.append(path)
+    return listing
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, Listing]]:
+    """Every folder below and including `folder`, each once, whatever links there are; parents first, sorted.
+
+    Raises
+    ------
+    DataError
+        `folder` itself cannot be listed.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    first = True
+    while waiting:
+        current = waiting.pop()
+        try:
+            status = current.stat()
+        except OSError:
+            continue  # removed since it was listed; there is nothing to say about it
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        listing = list_folder(current)
+        if first:
+            require_listable(folder)
+            first = False
+        yield current, listing
+        waiting.extend(reversed(listing.folders))
+
+
+def require_listable(folder: Path) -> None:
+    """See that there is something to look at.
+
+    Raises
+    ------
+    DataError
+        The folder does not exist, is none, or may not be read.
+    """
+    try:
+        os.scandir(folder).close()
+    except FileNotFoundError:
+        raise DataError(f"{folder}: the folder does not exist. Check the path.") from None
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the folder cannot be listed ({error.strerror}). Check that it is a folder this user may read."
+        ) from error
+
+
+def printable(path: Path) -> str:
+    """The path's last part; bytes that are no UTF-8 as `\\xNN`."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+
+
+def short_list(names: list[str], most: int = 5) -> str:
+    """The first few names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,338 @@
+"""Finding cases in what hospitals' systems export: pairs, neighbours, tables, channels and DICOM sessions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.uid import generate_uid
+
+from common.errors import DataError, UsageError
+from common.imaging.discovery import Discovery, discover
+from common.imaging.layouts.options import Layout
+
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+
+
+def make(folder: Path, *names: str) -> Path:
+    """Files that nobody opens."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def told(found: Discovery) -> dict[str, tuple[dict[str, str], str | None]]:
+    """Case -> (modality -> file, label), by the last parts of the paths."""
+    return {
+        case.name: ({modality: source.name for modality, source in case.images.items()}, case.label and case.label.name)
+        for case in found.cases
+    }
+
+
+def codes(found: Discovery) -> list[tuple[str, str]]:
+    return [(finding.code, finding.case) for finding in found.findings]
+
+
+def test_images_and_labels_are_paired_by_name(tmp_path: Path) -> None:
+    make(tmp_path, "images/b.tif", "images/a.nii.gz", "images/.DS_Store", "images/c.1.TIFF")
+    make(tmp_path, "labels/c.1.tif", "labels/a.nii", "labels/b.tif", "labels/.hidden.tif", "labels/README.md")
+    found = discover(tmp_path)
+    assert found.arrangement == "pairs"
+    assert told(found) == {
+        "a": ({"": "a.nii.gz"}, "a.nii"),
+        "b": ({"": "b.tif"}, "b.tif"),
+        "c.1": ({"": "c.1.TIFF"}, "c.1.tif"),
+    }
+    assert found.findings == []
+    assert [case.patient for case in found.cases] == ["a", "b", "c.1"]
+
+
+def test_what_has_no_partner_or_two_is_found_and_costs_only_itself(tmp_path: Path) -> None:
+    make(tmp_path, "images/a.tif", "images/b.tif", "images/b.tiff", "images/scan.jpg", "images/d.tif")
+    make(tmp_path, "labels/b.tif", "labels/c.tif", "labels/d.tif")
+    found = discover(tmp_path)
+    assert told(found)["a"] == ({"": "a.tif"}, None)  # examined later, as a case without a label
+    assert sorted(codes(found)) == [("E503", "b"), ("W520", "c"), ("W521", "")]
+    assert told(found)["d"] == ({"": "d.tif"}, "d.tif")
+
+
+def test_a_name_composed_in_another_way_is_the_same_name(tmp_path: Path) -> None:
+    make(tmp_path, "images/caf\u00e9.tif", "labels/cafe\u0301.tif")
+    assert told(discover(tmp_path)) == {"caf\u00e9": ({"": "caf\u00e9.tif"}, "cafe\u0301.tif")}
+
+
+def test_a_name_that_is_no_text_is_found_and_the_others_are_taken(tmp_path: Path) -> None:
+    make(tmp_path, "images/a.tif", "labels/a.tif")
+    Path(os.fsdecode(os.fsencode(tmp_path / "images") + b"/\xff.tif")).write_bytes(b"x")
+    found = discover(tmp_path)
+    assert list(told(found)) == ["a"]
+    assert codes(found) == [("E107", "\\xff.tif")]
+
+
+def test_a_link_that_leads_to_itself_stops_nothing(tmp_path: Path) -> None:
+    make(tmp_path, "one/a.tif", "one/a_seg.tif")
+    (tmp_path / "one" / "back").symlink_to(tmp_path)
+    (tmp_path / "one" / "loop.tif").symlink_to(tmp_path / "one" / "loop.tif")
+    found = discover(tmp_path)
+    assert told(found) == {"a": ({"": "a.tif"}, "a_seg.tif"), "loop": ({"": "loop.tif"}, None)}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_closed_folder_counts_as_a_case_that_is_kept_out(tmp_path: Path) -> None:
+    make(tmp_path, "a.tif", "a_seg.tif", "closed/b.tif")
+    (tmp_path / "closed").chmod(0)
+    try:
+        found = discover(tmp_path)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    assert list(told(found)) == ["a"] and codes(found) == [("E501", "closed")]
+
+
+def test_only_a_folder_that_cannot_be_listed_raises(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        discover(tmp_path / "nowhere")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be listed"):
+        discover(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    assert codes(discover(tmp_path / "empty")) == [("E502", "")]
+
+
+def test_a_folder_of_sites_says_to_add_each(tmp_path: Path) -> None:
+    make(tmp_path, "north/images/a.tif", "north/labels/a.tif", "south/images/a.tif", "south/labels/a.tif")
+    found = discover(tmp_path)
+    assert found.cases == [] and "north, south" in found.findings[0].advice
+
+
+def test_channels_of_nnunet_are_a_case_with_the_names_of_its_dataset_json(tmp_path: Path) -> None:
+    make(tmp_path, "imagesTr/la_003_0000.nii.gz", "imagesTr/la_003_0001.nii.gz", "labelsTr/la_003.nii.gz")
+    images = {"0000": "la_003_0000.nii.gz", "0001": "la_003_0001.nii.gz"}
+    assert told(discover(tmp_path)) == {"la_003": (images, "la_003.nii.gz")}
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "T1w", "1": "ADC"}}')
+    assert list(discover(tmp_path).cases[0].images) == ["T1pre", "ADC"]
+    assert list(discover(tmp_path, Layout({"DWI": "adc"})).cases[0].images) == ["T1pre", "DWI"]
+
+
+def test_a_single_channel_is_the_image(tmp_path: Path) -> None:
+    make(tmp_path, "imagesTr/p_0000.nii.gz", "imagesTr/q_0000.nii.gz", "labelsTr/p.nii.gz", "labelsTr/q.nii.gz")
+    assert told(discover(tmp_path)) == {name: ({"": f"{name}_0000.nii.gz"}, f"{name}.nii.gz") for name in ("p", "q")}
+
+
+def test_a_number_at_the_end_of_a_name_is_no_channel(tmp_path: Path) -> None:
+    make(tmp_path, "images/scan_2019.tif", "images/scan_2020.tif", "labels/scan_2019.tif", "labels/scan_2020.tif")
+    assert list(told(discover(tmp_path))) == ["scan_2019", "scan_2020"]
+    make(tmp_path, "images/scan.tif", "labels/scan.tif", "images/scan_2.tif")
+    # No modality is called 2: an image without a label, not a part of the case.
+    assert told(discover(tmp_path))["scan_2"] == ({"": "scan_2.tif"}, None)
+
+
+def test_labels_beside_images_and_modalities_by_name(tmp_path: Path) -> None:
+    for patient in ("B_001", "B_002"):
+        make(tmp_path, *(f"{patient}/{patient}_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")))
+    found = discover(tmp_path)
+    assert found.arrangement == "side by side"
+    images = {"FLAIR": "B_001_flair.nii.gz", "T1pre": "B_001_t1.nii.gz", "T1post": "B_001_t1ce.nii.gz"}
+    assert told(found)["B_001"] == ({**images, "T2": "B_001_t2.nii.gz"}, "B_001_seg.nii.gz")
+    assert len(found.cases) == 2 and found.findings == []
+
+
+def test_cases_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{patient}/{name}.tif" for patient in ("ann", "bob") for name in ("scan", "scan_mask")))
+    found = discover(tmp_path, Layout(patient_pattern="^([a-z]+)/"))
+    assert [(case.name, case.patient) for case in found.cases] == [("ann/scan", "ann"), ("bob/scan", "bob")]
+
+
+def test_patients_come_from_the_pattern_or_from_the_table(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{kind}/P{n}_{eye}.tif" for kind in ("images", "labels") for n in (1, 2) for eye in "LR"))
+    found = discover(tmp_path, Layout(patient_pattern="^(P[0-9]+)_"))
+    assert [case.patient for case in found.cases] == ["P1", "P1", "P2", "P2"]
+    (tmp_path / "patients.csv").write_text("case;patient\nP1_L;x\nP1_R;x\nP2_L;y\nP2_L;z\n", "utf-8-sig")
+    found = discover(tmp_path)
+    assert [case.patient for case in found.cases] == ["x", "x", "y", "P2_R"]
+    assert codes(found) == [("E101", "P2_L")]  # two patients for one case
+
+
+def test_a_table_says_everything(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text(
+        "case,patient,T1post,FLAIR,label\n"
+        "one,ann,a/t1.nii.gz,a/fl.nii.gz,a/mask.nii.gz\n"
+        "two,ann,b/series,,b/mask.nii.gz\n"
+        "\n"
+        "three,bob,c.nii.gz\n"
+        "one,bob,c.nii.gz,,\n"
+        "four,bob,,,d.nii.gz\n"
+        ",bob,c.nii.gz,,\n"
+    )
+    found = discover(tmp_path)
+    assert found.arrangement == "table"
+    assert [(case.name, case.patient, sorted(case.images)) for case in found.cases] == [
+        ("one", "ann", ["FLAIR", "T1post"]),
+        ("two", "ann", ["T1post"]),
+    ]
+    assert found.cases[1].images["T1post"].path == tmp_path / "b" / "series"
+    assert codes(found) == [
+        ("E101", "cases.csv row 5"),
+        ("E503", "one"),
+        ("E101", "four"),
+        ("E101", "cases.csv row 8"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"patient,image\nx,y\n", b"case,a,a\nx,y,z\n", b'case,"image\n']
+)
+def test_a_table_that_cannot_be_understood_is_one_finding(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "cases.csv").write_bytes(content)
+    assert codes(discover(tmp_path)) == [("E101", ""), ("E502", "")]
+
+
+@pytest.mark.parametrize(
+    ("description", "modality"),
+    [
+        ("T1post", "T1post"),
+        ("T1pre_reg", "T1pre"),
+        ("Ax T1 +C", "T1post"),
+        ("B T1 AXIAL SE +", "T1post"),
+        ("t1ce", "T1post"),
+        ("t1c", "T1post"),
+        ("MPRAGE T1 Gd", "T1post"),
+        ("t1 without contrast", "T1pre"),
+        ("T1w", "T1pre"),
+        ("sag t1_tse", "T1pre"),
+        ("B T2 FLAIR AXIAL", "FLAIR"),
+        ("T2_reg", "T2"),
+        ("Ax T2", "T2"),
+        ("T2* GRE", None),
+        ("T12 spine", None),
+        ("localizer", None),
+        ("CT Abdomen", "CT"),
+        ("doctor", None),
+    ],
+)
+def test_descriptions_name_the_modality(description: str, modality: str | None) -> None:
+    assert Layout().modality_of(description) == modality
+
+
+def test_the_sites_own_rules_go_before_the_built_in_ones() -> None:
+    layout = Layout({"T2": "dark", "DWI": "b1000"})
+    assert layout.modality_of("FLAIR b1000") == "DWI"
+    assert layout.modality_of("Ax T2") is None  # its own rule is in place of the built-in one
+    assert layout.modality_of("T1post") == "T1post"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channel_map": {"T1": "("}},
+        {"channel_map": {"T1": ""}},
+        {"channel_map": {"a b": "x"}},
+        {"label": "["},
+        {"patient_pattern": "P[0-9]+"},
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: dict) -> None:
+    with pytest.raises(UsageError):
+        Layout(**options)
+
+
+AFFINE = np.diag([0.8, 0.8, 2.5, 1.0])
+VOXELS = np.arange(3 * 4 * 4, dtype=np.int16).reshape(3, 4, 4)
+
+
+@pytest.fixture
+def write(write_series: Callable[..., list[Path]]) -> Callable[..., None]:
+    """Writes a series: `write(folder, "T2", patient="ann", study="s", modality="MR")`."""
+
+    def series(folder: Path, description: str, patient: str = "ann", study: str = "s", modality: str = "MR") -> None:
+        def edit(dataset, z) -> None:
+            dataset.SeriesDescription, dataset.PatientID, dataset.Modality = description, patient, modality
+            dataset.StudyInstanceUID = generate_uid(entropy_srcs=[study])
+            dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[study, description, str(folder)])
+            dataset.StudyDate = "20010203"
+
+        folder.mkdir(parents=True, exist_ok=True)
+        write_series(folder, VOXELS, AFFINE, edit=edit)
+
+    return series
+
+
+def test_a_session_is_a_case_of_its_patient(tmp_path: Path, write: Callable[..., None]) -> None:
+    for patient, study in (("ann", "s1"), ("ann", "s2"), ("bob", "s3")):
+        for description in ("T1post", "T2", "Mask_Tumor"):
+            write(tmp_path / patient / study / description, description, patient, study)
+    found = discover(tmp_path)
+    assert found.arrangement == "dicom" and found.findings == []
+    assert [case.patient for case in found.cases] == ["ann", "ann", "bob"]
+    assert len({case.name for case in found.cases}) == 3
+    assert found.cases[2].name == "bob_20010203"
+    assert told(found)["bob_20010203"] == ({"T1post": "T1post", "T2": "T2"}, "Mask_Tumor")
+    assert all(source.series for case in found.cases for source in case.sources)
+
+
+def test_series_of_one_folder_are_told_apart_by_their_headers(tmp_path: Path, write: Callable[..., None]) -> None:
+    write(tmp_path / "all", "T2")
+    write(tmp_path / "all2", "FLAIR")
+    write(tmp_path / "all3", "tumour mask")
+    for n, path in enumerate([path for path in sorted(tmp_path.rglob("*")) if path.is_file()]):
+        path.rename(tmp_path / f"IM{n}")
+    case = discover(tmp_path).cases[0]
+    assert sorted(case.images) == ["FLAIR", "T2"] and case.label is not None
+    assert {source.path for source in case.sources} == {tmp_path}
+    assert len({source.series for source in case.sources}) == 3
+
+
+def test_two_series_for_one_modality_keep_the_case_out_until_it_is_said_which(
+    tmp_path: Path, write: Callable[..., None]
+) -> None:
+    for description in ("T2 axial", "T2 coronal", "localizer", "mask"):
+        write(tmp_path / description.replace(" ", "-"), description)
+    found = discover(tmp_path)
+    assert ("E503", "ann_20010203") in codes(found)
+    assert any("localizer" in finding.message and finding.level == "warning" for finding in found.findings)
+    found = discover(tmp_path, Layout({"T2": "t2 axial"}))
+    assert told(found) == {"ann_20010203": ({"T2": "T2-axial"}, "mask")}
+
+
+def test_a_label_pattern_chooses_between_labels(tmp_path: Path, write: Callable[..., None]) -> None:
+    for description in ("T2", "mask first reader", "mask second reader"):
+        write(tmp_path / description.replace(" ", "-"), description)
+    assert ("E503", "ann_20010203") in codes(discover(tmp_path))
+    found = discover(tmp_path, Layout(label="mask second"))
+    assert told(found)["ann_20010203"][1] == "mask-second-reader"
+
+
+def test_damaged_dicom_alone_in_its_folder_is_a_case_kept_out(tmp_path: Path, write: Callable[..., None]) -> None:
+    write(tmp_path / "good", "T2")
+    make(tmp_path, "torn/a.dcm", "notes.xyz")
+    (tmp_path / "torn" / "zero.dcm").write_bytes(b"")
+    found = discover(tmp_path)
+    assert len(found.cases) == 1
+    assert sorted(codes(found)) == [("E101", "torn/a.dcm"), ("E101", "torn/zero.dcm"), ("W521", "")]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"real images are not at {DATA}")
+def test_real_folders_are_understood() -> None:
+    brain = discover(DATA / "brain_tumor_dicom")
+    assert [(case.patient, sorted(case.images)) for case in brain.cases] == [
+        (patient, ["FLAIR", "T1post", "T1pre", "T2"]) for patient in ("PGBM-001", "PGBM-001", "PGBM-003")
+    ]
+    assert all(case.label and "MaskTumor" in case.label.name for case in brain.cases)
+    assert brain.findings == []
+    microscopy = discover(DATA / "microscopy_3d")
+    assert [case.name for case in microscopy.cases] == ["nuclei_3d", "rgb_3D_0", "rgb_3D_1"]
+    assert all(case.label and "_segm" in case.label.name for case in microscopy.cases)
+    assert len(discover(DATA / "nuclei" / "fluo_small").cases) == 259
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"real images are not at {DATA}")
+def test_dicom_seg_goes_to_the_series_it_was_drawn_on() -> None:
+    (case,) = discover(DATA / "dicom_seg" / "segmentations" / "23x38x3").cases
+    assert case.label is not None and case.label.name == "label.seg"
+    assert case.images["CT"].name == "image"  # not the multi-frame copy of the same session
+    everything = discover(DATA / "dicom_seg" / "segmentations")
+    assert len(everything.cases) == 3
+    assert sum(code == "E503" for code, _ in codes(everything)) == 2  # two sessions have several labels
