@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -98,8 +99,6 @@ class SiteDataset:
         """
         import tensorflow as tf
 
-        from common.imaging.augmentation import augment, modality_dropout
-
         study = self._study
         draw = Draw(study.name, study.seed, round_number, self._site)
 
@@ -115,15 +114,20 @@ class SiteDataset:
                 self.failure = DataError(f"site {self._site}: {error}")
                 return
 
+        dataset = tf.data.Dataset.from_generator(batches, output_signature=self._vary.input_signature)
+        return dataset.map(self._vary).prefetch(2)
+
+    @cached_property
+    def _vary(self) -> Any:
+        """Augmentation and dropout of a batch, a TensorFlow function: traced once, which takes it seconds."""
+        import tensorflow as tf
+
+        from common.imaging.augmentation import augment, modality_dropout
+
+        study = self._study
+        names, dropout = study.augmentation, study.training.modality_dropout
+        through_plane = not _has_thick_slices(study)
         patch = study.preprocessing.patch
-        signature = (
-            tf.TensorSpec([None, *patch, study.task.channels], tf.float32),
-            tf.TensorSpec([None, *patch], tf.uint8),
-            tf.TensorSpec([2], tf.int32),
-        )
-        dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-        names = study.augmentation
-        dropout, through_plane = study.training.modality_dropout, not _has_thick_slices(study)
 
         def vary(images: Any, labels: Any, seed: Any) -> tuple[Any, Any]:
             if names:
@@ -133,7 +137,12 @@ class SiteDataset:
                 images = modality_dropout(images, own_seed, dropout)
             return images, labels
 
-        return dataset.map(vary).prefetch(2)
+        signature = (
+            tf.TensorSpec([None, *patch, study.task.channels], tf.float32),
+            tf.TensorSpec([None, *patch], tf.uint8),
+            tf.TensorSpec([2], tf.int32),
+        )
+        return tf.function(vary, input_signature=signature, autograph=False)
 
     def _training_batches(self, draw: Draw) -> Iterator[Batch]:
         training = self._study.training

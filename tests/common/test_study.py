@@ -457,7 +457,8 @@ BAD = [
         "[west, east]",
         "[west, east]\naugmentation: [flip, warp]",
         "augmentation[1]: expected flip, rotate, scale, gamma, contrast, noise, blur, elastic, brightness, "
-        "contrast_stretch, gamma_inverted, low_resolution, color_jitter, illumination or cutout, found warp (s.yaml:19)",
+        "contrast_stretch, gamma_inverted, low_resolution, color_jitter, illumination or cutout, "
+        "found warp (s.yaml:19)",
     ),
     (
         "[west, east]",

@@ -167,7 +167,7 @@ def test_a_site_of_another_authority_gives_up(refused: dict[str, Any]) -> None:
 
 
 def test_a_site_whose_images_are_damaged_in_the_meantime_says_so_on_both_sides(refused: dict[str, Any]) -> None:
-    assert_refused(*refused["spoiled data"], 3, "spoiled: image 000", ".tif: cannot be read")
+    assert_refused(*refused["spoiled data"], 3, "site east: case 000", ".tif: cannot be read")
     east = refused["east"]
     assert (east["connected"], east["stage"], east["reason"]) == (False, "failed", "its data can no longer be read")
 
