@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import queue
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +20,20 @@ from common.security.certificates import Identity
 from common.version import VERSION
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
-from common.wire.channel import CHANNEL_OPTIONS, Address, channel_credentials
+from common.wire.channel import (
+    CHANNEL_OPTIONS,
+    Address,
+    channel_credentials,
+    connection_refusal,
+    connection_trouble,
+)
 
 _log = logging.getLogger("wardround.site")
 _KINDS = {pb.TRAIN: "train", pb.EVALUATE: "evaluate"}
 _STAGES = {"train": "training", "evaluate": "evaluation"}
 _PROGRESS_SECONDS = 0.5
 _LONGEST_PAUSE = 10.0
+_SILENT_SECONDS = 60.0
 _TRIES = 3
 _T = TypeVar("_T")
 
@@ -62,6 +68,7 @@ class Agent:
         self._broadcasts = BroadcastStore()
         self._stopping = threading.Event()
         self._channel: Any = None
+        self._silent_until = 0.0  # by time.monotonic(); until then a failed dial is no news
 
     def stop(self) -> None:
         """Ends `run` soon, from another thread or a signal handler."""
@@ -77,8 +84,10 @@ class Agent:
         ------
         PlanMismatchError : the coordinator's study or plan is another.
         IdentityError : the coordinator refuses this site's certificate, or is not who the certificate says.
+        NetworkError : what answers at the address is no coordinator, or one whose certificate has another name.
         DataError : the site's data became unusable.
         """
+        self._report({"state": "connecting", "notice": ""})
         pause = 0.2
         while not self._stopping.is_set():
             started = time.monotonic()
@@ -91,8 +100,7 @@ class Agent:
                 if self._stopping.is_set():
                     break
                 self._raise_if_final(error)
-                self._report({"state": "reconnecting", "notice": _words(error)})
-                _log.info("no connection to %s: %s", self._address, _words(error))
+                self._lost(connection_trouble(self._address, error.details() or str(error.code())))
             except ValueError:  # gRPC's word for a channel that `stop` closed
                 if not self._stopping.is_set():
                     raise
@@ -100,7 +108,14 @@ class Agent:
                 pause = 0.2
             self._stopping.wait(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _LONGEST_PAUSE)
+        _log.info("%s: stopped; start it again with the same command to go on", self._site)
         return ""
+
+    def _lost(self, words: str) -> None:
+        self._report({"state": "reconnecting", "notice": words})
+        if time.monotonic() >= self._silent_until:
+            _log.info("%s; trying until it answers", words)
+            self._silent_until = time.monotonic() + _SILENT_SECONDS
 
     def _attend(self) -> str | None:
         """Holds one control stream; returns closing words, or None when the stream ended without any."""
@@ -130,6 +145,7 @@ class Agent:
                     elif isinstance(body, pb.Welcome):
                         _log.info("connected to %s (version %s)", self._address, body.version)
                         self._report({"state": "connected", "notice": ""})
+                        self._silent_until = 0.0
             except DataError:
                 outbox.put(None)  # nothing more from here; the coordinator ends the stream when it has read the reason
                 inbox.ended.wait(_LONGEST_PAUSE)
@@ -198,7 +214,8 @@ class Agent:
             else:
                 _log.warning("round %d (%s): not taken: %s", number, kind, receipt.reason)
         except Cancelled:
-            _log.info("round %d (%s): given up, the coordinator has gone on or away", number, kind)
+            if not self._stopping.is_set():
+                _log.info("round %d (%s): given up, the coordinator has gone on or away", number, kind)
         except DataError as error:
             self._fail(task, outbox, "its data can no longer be read")
             raise error
@@ -229,11 +246,8 @@ class Agent:
             raise NetworkError(
                 f"{self._address}: something answers there that is no coordinator; check the address"
             ) from error
-        if refusal := re.search(r"CERTIFICATE_VERIFY_FAILED: ([^;:)]*)|(Peer name [^;)]*)", details):
-            raise IdentityError(
-                f"the coordinator at {self._address} is not the one this site's identity was made for "
-                f"({refusal[1] or refusal[2]}); check the address, or get a new identity from the study's coordinator"
-            ) from error
+        if refused := connection_refusal(self._address, details):
+            raise refused from error
 
 
 class _Inbox:
@@ -286,8 +300,3 @@ def _again_if_damaged(transfer: Callable[[], _T]) -> _T:
 def _drain(outbox: queue.SimpleQueue[pb.SiteMessage | None]) -> Iterator[pb.SiteMessage]:
     while (message := outbox.get()) is not None:
         yield message
-
-
-def _words(error: Any) -> str:
-    details = (error.details() or str(error.code())).splitlines()[0]
-    return f"{details[:200]}"

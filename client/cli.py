@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -13,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.data_cli import add_data_commands, open_registry
+from client.site_status import SiteStatus, read_status, status_text
 from common.cli import exit_codes_epilog, run_command
-from common.errors import IdentityError, RunFolderError, UsageError
+from common.errors import IdentityError, UsageError
 from common.study import Study, load_study
 from common.version import VERSION
 
 if TYPE_CHECKING:
     from client.datasets import SiteDataset
+    from client.selection import SiteCases
 
 CACHE_GB = 20.0
 
@@ -44,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     start.add_argument("--registry", type=Path, metavar="FILE", help="where data sets are registered, as for `data`")
     start.add_argument(
-        "--cache-gb", type=float, default=CACHE_GB, metavar="GB",
+        "--cache-gb", type=_gigabytes, default=CACHE_GB, metavar="GB",
         help=f"how much disk prepared cases may take in the --work folder (default: {CACHE_GB}; 0 keeps none)",
     )  # fmt: skip
     start.add_argument(
@@ -99,41 +103,69 @@ def _start(options: argparse.Namespace) -> int:
             )
         identities.append(identity)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    datasets = [
-        _dataset(study, site, data, work, options.registry, options.cache_gb)
-        for site, data, work in zip(options.site, options.data, works, strict=True)
-    ]
+    with contextlib.ExitStack() as stack:
+        statuses = [
+            stack.enter_context(SiteStatus(work, study.name, site))
+            for site, work in zip(options.site, works, strict=True)
+        ]
+        for status in statuses:
+            status({"notice": "checking its data"})
+        datasets = [
+            _dataset(study, site, data, work, options.registry, options.cache_gb)
+            for site, data, work in zip(options.site, options.data, works, strict=True)
+        ]
+        for status in statuses:
+            status({"notice": "compiling the model, which takes up to half a minute"})
+        configure_tensorflow(study.training.threads)
+        from client.agent import Agent
+        from client.work import PlanWorker
+        from common.learning.plan import build_plan
 
-    configure_tensorflow(study.training.threads)
-    from client.agent import Agent
-    from client.work import PlanWorker
-    from common.learning.plan import build_plan
+        plan = build_plan(study)
+        agents = [
+            Agent(study.name, site, PlanWorker(plan, dataset), address, identity, status)
+            for site, dataset, identity, status in zip(options.site, datasets, identities, statuses, strict=True)
+        ]
+        return _run(agents, options.site, statuses)
 
-    plan = build_plan(study)
-    agents = [
-        Agent(study.name, site, PlanWorker(plan, dataset), address, identity, _Reporter(work, study, site))
-        for site, dataset, identity, work in zip(options.site, datasets, identities, works, strict=True)
-    ]
-    return _run(agents, options.site)
+
+def _gigabytes(text: str) -> float:
+    """A finite number of at least 0; argparse makes a usage error of the ValueError."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def _select(study: Study, data: str, work: Path, registry: Path | None) -> SiteCases:
+    """The cases of registered data sets, or of a folder; a registered name goes before a folder of that name."""
+    from client.data_cli import registry_path
+    from client.selection import select_cases, select_folder
+
+    names = data.split(",")
+    if registry is not None or registry_path(registry).exists():
+        with contextlib.closing(open_registry(registry)) as opened:
+            known = {data_set.name for data_set in opened.data_sets()}
+            if known.issuperset(names) or not Path(data).is_dir():
+                return select_cases(study, names, opened)
+    if Path(data).is_dir():
+        return select_folder(study, Path(data), work / "folder.sqlite")
+    raise UsageError(
+        f"--data {data}: neither a registered data set nor a folder; register it with `wardround-site data add`, or "
+        "correct the path"
+    )
 
 
 def _dataset(study: Study, site: str, data: str, work: Path, registry: Path | None, cache_gb: float) -> SiteDataset:
     """The site's cases that are fit for the study, and what keeps others out."""
     from client.case_cache import CaseCache
+    from client.data_report import printable
     from client.datasets import SiteDataset
-    from client.selection import select_cases, select_folder
 
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"{work}: cannot be made ({error.strerror}); give another folder with --work") from error
-    if Path(data).is_dir():
-        cases = select_folder(study, Path(data), work / "registry.sqlite")
-    else:
-        cases = select_cases(study, data.split(","), open_registry(registry))
+    cases = _select(study, data, work, registry)
     for finding in cases.findings:
         if finding.level == "error":
-            logging.warning("%s: %s %s", site, finding.code, finding.message)
+            logging.warning("%s: %s %s", site, finding.code, printable(finding.message))
     dataset = SiteDataset(study, site, cases, CaseCache(work / "cache", int(cache_gb * 1e9)))
     logging.info(
         "%s: %d training and %d validation cases, %d kept out by errors, %d warnings",
@@ -146,22 +178,25 @@ def _dataset(study: Study, site: str, data: str, work: Path, registry: Path | No
     return dataset
 
 
-def _run(agents: list[Any], sites: list[str]) -> int:
+def _run(agents: list[Any], sites: list[str], statuses: list[SiteStatus]) -> int:
     """Runs every agent in a thread of its own; the first failure ends all."""
     failures: list[BaseException] = []
 
-    def attend(agent: Any, site: str) -> None:
+    def attend(agent: Any, site: str, status: SiteStatus) -> None:
+        failure: BaseException | None = None
         try:
             closing = agent.run()
             if closing:
                 logging.info("%s: %s", site, closing)
         except BaseException as error:
+            failure = error
             failures.append(error)
             logging.error("%s: has ended: %s", site, error)
+        status.end(failure)
 
     threads = [
-        threading.Thread(target=attend, args=pair, name=f"wardround-{pair[1]}")
-        for pair in zip(agents, sites, strict=True)
+        threading.Thread(target=attend, args=each, name=f"wardround-{each[1]}")
+        for each in zip(agents, sites, statuses, strict=True)
     ]
 
     stopped: list[int] = []
@@ -182,39 +217,8 @@ def _run(agents: list[Any], sites: list[str]) -> int:
     return 128 + stopped[0] if stopped else 0
 
 
-class _Reporter:
-    """Keeps the site's `status.json`."""
-
-    def __init__(self, folder: Path, study: Study, site: str) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(
-                f"{folder}: the work folder cannot be made ({error.strerror}); choose another --work"
-            ) from error
-        self._path = folder / "status.json"
-        self._fields: dict[str, Any] = {"study": study.name, "site": site, "state": "starting"}
-        try:
-            self._write()
-        except OSError as error:
-            raise RunFolderError(
-                f"{self._path}: cannot be written ({error.strerror}); choose another --work, or free space"
-            ) from error
-
-    def __call__(self, fields: dict[str, Any]) -> None:
-        self._fields.update(fields)
-        try:
-            self._write()
-        except OSError as error:  # status is for watching; the site goes on without
-            logging.warning("%s: cannot be written (%s)", self._path, error.strerror)
-
-    def _write(self) -> None:
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._fields))
-        partial.replace(self._path)
-
-
 def _check(options: argparse.Namespace) -> int:
+    from client.data_report import printable
     from client.selection import select_folder
     from common.imaging.splits import split_by_patient
 
@@ -228,24 +232,13 @@ def _check(options: argparse.Namespace) -> int:
     fit = "all fit" if not cases.kept_out else f"{cases.kept_out} kept out by errors"
     print(f"{options.data}: {len(training)} training and {len(validation)} validation cases, {fit}")
     for finding in cases.findings:
-        print(f"  {finding.code} {finding.message}. {finding.advice}")
+        print(f"  {finding.code} {printable(finding.message)}. {finding.advice}")
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    path = options.work / "status.json"
-    try:
-        status = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: no status there; give the --work folder of a site that was started") from error
-    if options.json:
-        print(json.dumps(status))
-    else:
-        batch = f", batch {status['batch']} of {status['batches']}" if status.get("batches") else ""
-        where = f", round {status['round']}{batch}" if "round" in status else ""
-        print(f"{status['site']} in study {status['study']}: {status['state']}{where}")
-        if status.get("notice"):
-            print(status["notice"])
+    status = read_status(options.work)
+    print(json.dumps(status) if options.json else status_text(status))
     return 0
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.case_cache import CaseCache
+from client.registry_rows import files_mark
 from client.selection import SiteCases
 from common.errors import DataError
 from common.imaging.case import Case
@@ -130,8 +131,13 @@ class SiteDataset:
         patch = study.preprocessing.patch
 
         def vary(images: Any, labels: Any, seed: Any) -> tuple[Any, Any]:
+            values = images
             if names:
-                images, labels = augment(images, labels, seed, names, through_plane=through_plane)
+                values, labels = augment(images, labels, seed, names, through_plane=through_plane)
+            if study.task.modalities:  # one that a case lacks stays 0 everywhere, as it is when the model is used
+                there = tf.reduce_any(images != 0.0, axis=range(1, images.shape.rank - 1), keepdims=True)
+                values = tf.where(there, values, 0.0)
+            images = values
             if dropout:
                 own_seed = tf.random.experimental.stateless_fold_in(seed, _DROPOUT)
                 images = modality_dropout(images, own_seed, dropout)
@@ -209,7 +215,14 @@ class SiteDataset:
         """The prepared image and label of a case. Raises DataError where its files can no longer be read."""
 
         def prepare() -> Prepared:
-            return load_case(case, self._study, self._cases.label_map)
+            before = files_mark(case)
+            prepared = load_case(case, self._study, self._cases.label_map)
+            if not self._cases.marks[case.name] == before == files_mark(case):
+                raise DataError(
+                    f"case {case.name}: its files have changed since they were checked. Start the site again, which "
+                    "checks them anew."
+                )
+            return prepared
 
         prepared = prepare() if self._cache is None else self._cache.get(self._cases.key(case, self._study), prepare)
         assert prepared.label is not None, "a case without a label is not among a site's cases"

@@ -10,8 +10,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from client import registry_rows as rows
@@ -20,7 +21,8 @@ from client.registry_file import RegistryFile
 from common.errors import DataError, UsageError, WardroundError
 from common.imaging.case import Case
 from common.imaging.checks import Requirements, enough_cases, examine_case, examine_cases, kept_out
-from common.imaging.discovery import Arrangement, discover
+from common.imaging.cross_checks import patients_in_both
+from common.imaging.discovery import Arrangement, TakenFor, discover
 from common.imaging.facts import CaseFacts
 from common.imaging.findings import Finding
 from common.imaging.layouts.options import Layout
@@ -44,6 +46,8 @@ class DataSet:
     label_map : None where the labels' values are the classes.
     arrangement : how the folder was understood.
     added_at : seconds since the epoch.
+    taken_for : what series and files call themselves, and the modality that was made of it, as the folder was listed
+        by `add` or `refresh`; not kept in the file.
     """
 
     name: str
@@ -52,6 +56,7 @@ class DataSet:
     label_map: LabelMap | None
     arrangement: Arrangement
     added_at: float
+    taken_for: TakenFor = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Registry:
             raise UsageError(f"data set {name}: the path {str(path)!r} is not valid text; rename the folder")
         layout = layout or Layout()
         found = discover(path, layout)
-        data_set = DataSet(name, path, layout, label_map, found.arrangement, time.time())
+        data_set = DataSet(name, path, layout, label_map, found.arrangement, time.time(), found.taken_for)
         with self._file.transaction() as database:
             if database.execute("SELECT 1 FROM data_sets WHERE name = ?", (name,)).fetchone():
                 raise UsageError(
@@ -223,7 +228,7 @@ class Registry:
                     "INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET files = excluded.files",
                     (name, *row),
                 )
-        return replace(data_set, arrangement=found.arrangement)
+        return replace(data_set, arrangement=found.arrangement, taken_for=found.taken_for)
 
     def check(
         self, names: Sequence[str], study: Study | None = None, on_case: OnCase = lambda done, total: None
@@ -265,7 +270,9 @@ class Registry:
         ]
         found += [finding for one in examined for finding in one.findings]
         facts = [one.facts for one in examined if one.facts is not None]
-        found += examine_cases(facts, _validating(examined, found, study))
+        found += examine_cases(facts)
+        if study is not None:
+            found += _patients_in_both(examined, kept_out(found), study)
         return Check(sorted(examined, key=lambda one: one.case.name), list(dict.fromkeys(found)))
 
     def cases_for(
@@ -317,6 +324,9 @@ class Registry:
                 return Examined(case, rows.facts_of(found[0][0]), rows.findings_of(found[0][1]))
         classes = data_set.label_map.classes if data_set.label_map else None
         facts, findings = examine_case(case, requirements, classes)
+        if facts is None:
+            # What hindered the reading, such as rights or memory, may pass without a change of the files.
+            return Examined(case, None, tuple(findings))
         with self._file.transaction() as database:
             # Unless the case went while it was read.
             database.execute(
@@ -354,14 +364,14 @@ def _renamed(one: Examined, name: str) -> Examined:
     return Examined(replace(one.case, name=name), facts, tuple(replace(f, case=name) for f in one.findings))
 
 
-def _validating(examined: Iterable[Examined], findings: Iterable[Finding], study: Study | None) -> set[str]:
-    """The cases that a study would validate on."""
-    if study is None:
-        return set()
-    out = kept_out(findings)
-    cases = [one.case for one in examined if one.case.name not in out]
-    _, validation = split_by_patient(cases, study.evaluation.validation_fraction, study.seed)
-    return {case.name for case in validation}
+def _patients_in_both(examined: Iterable[Examined], out: AbstractSet[str], study: Study) -> list[Finding]:
+    """Of the cases that are not kept out: only these are trained and validated on."""
+    sound = [one for one in examined if one.case.name not in out]
+    _, validation = split_by_patient(
+        [one.case for one in sound], study.evaluation.validation_fraction, study.seed
+    )
+    facts = [one.facts for one in sound if one.facts is not None]
+    return patients_in_both(facts, {case.name for case in validation})
 
 
 def _classes(label_map: LabelMap | None) -> Mapping[int, int] | None:

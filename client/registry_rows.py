@@ -19,6 +19,8 @@ from common.imaging.layouts.options import Layout
 from common.imaging.source_checks import Refused, origin_of
 from common.version import VERSION
 
+_EXAMINATION = 2  # counted up where an examination of the same files gives other facts than before
+
 
 def to_text(value: Any) -> str:
     """JSON in ASCII, which holds whatever a header or a file name may."""
@@ -76,7 +78,7 @@ def case_of(name: str, patient: str, images: str, label: str | None) -> Case:
 
 
 def files_mark(case: Case) -> str:
-    """Changes when a file of the case changes its size or time, comes or goes; nothing is opened.
+    """Changes when a file of the case is written to, replaced, given other rights, comes or goes; nothing is opened.
 
     Of a source that is a folder all files count: a file that comes may be another slice.
     """
@@ -109,12 +111,22 @@ def same_content(case: Case, facts: CaseFacts) -> bool:
 def asked_mark(requirements: Requirements | None, label_map: LabelMap | None) -> str:
     """Tells examinations for different studies and label maps apart, and those of other versions of Wardround."""
     classes = sorted(label_map.classes.items()) if label_map else None
-    return hashlib.sha256(f"{VERSION} {requirements} {classes}".encode()).hexdigest()
+    return hashlib.sha256(f"{VERSION} {_EXAMINATION} {requirements} {classes}".encode()).hexdigest()
 
 
 def _mark(path: Path) -> list[Any]:
     status = path.stat()
-    return [str(path), status.st_size, status.st_mtime_ns, status.st_mode]
+    # A copy may keep size and time of what it replaces; then it has another number or another time of change.
+    return [
+        str(path),
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+        status.st_mode,
+        status.st_uid,
+        status.st_gid,
+    ]
 
 
 def _source(source: Source) -> list[str]:

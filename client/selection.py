@@ -10,6 +10,7 @@ from pathlib import Path
 
 from client.case_cache import case_key
 from client.registry import Check, Registry
+from client.registry_rows import files_mark
 from common.imaging.case import Case
 from common.imaging.facts import CaseFacts
 from common.imaging.findings import Finding
@@ -29,6 +30,7 @@ class SiteCases:
     label_map : stored label value -> class index, or None where values are class indices.
     findings : everything that was found, of the cases that are kept out too.
     kept_out : how many cases errors keep out.
+    marks : what the files of every case looked like when they were chosen, by its name.
     """
 
     cases: Sequence[Case]
@@ -36,6 +38,7 @@ class SiteCases:
     label_map: Mapping[int, int] | None
     findings: Sequence[Finding]
     kept_out: int
+    marks: Mapping[str, str]
 
     def key(self, case: Case, study: Study) -> str:
         """By which the prepared case is found in a cache: it follows from the files' content and the study."""
@@ -81,4 +84,5 @@ def select_folder(study: Study, folder: Path, registry: Path | None = None) -> S
 def _cases_of(check: Check, label_map: Mapping[int, int] | None) -> SiteCases:
     usable = check.usable
     facts = {one.case.name: one.facts for one in check.examined if one.facts is not None}
-    return SiteCases(usable, facts, label_map, check.findings, len(check.examined) - len(usable))
+    marks = {case.name: files_mark(case) for case in usable}
+    return SiteCases(usable, facts, label_map, check.findings, len(check.names) - len(usable), marks)

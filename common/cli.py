@@ -19,25 +19,27 @@ from common.version import VERSION
 INTERNAL_ERROR: Final = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
 BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
-
-
-def _exit_codes() -> Mapping[int, str]:
-    codes: dict[int, list[str]] = {0: ["Success."]}
-    for error in _subclasses(WardroundError):
-        codes.setdefault(error.exit_code, []).append(" ".join((error.__doc__ or error.__name__).split()))
-    codes[INTERNAL_ERROR] = ["A defect of Wardround; the message names a file with the details."]
-    codes[INTERRUPTED] = ["Interrupted, by Ctrl-C or a request to stop."]
-    return MappingProxyType({code: " ".join(causes) for code, causes in sorted(codes.items())})
-
-
-def _subclasses(error: type[WardroundError]) -> Iterator[type[WardroundError]]:
-    for subclass in error.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
-
-
-EXIT_CODES: Final[Mapping[int, str]] = _exit_codes()
-"""What each exit code of a command means."""
+STOPPED: Final = 143  # 128 + SIGTERM
+EXIT_CODES: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        0: "Success.",
+        2: "Wrong arguments, or a study file with an unknown key, a wrong type or an impossible value.",
+        3: "Images or labels are missing, unreadable, or do not fit each other or the study.",
+        4: "The coordinator's port is in use, an address is malformed or not in the coordinator's certificate, or "
+        "something else answers there.",
+        5: "A certificate or key is missing, unreadable or expired, or speaks for somebody else.",
+        6: "Coordinator and site hold different plans: another study file, or another version.",
+        7: "A run or work folder is missing, in use, of another study, or cannot be read or written.",
+        8: "A message or a stored file is torn or damaged.",
+        9: "The model could not be converted, or a published file does not do what it should.",
+        10: "Training, evaluation or a whole study could not be completed.",
+        INTERNAL_ERROR: "A defect of Wardround; the message names a file with the details.",
+        INTERRUPTED: "Interrupted by Ctrl-C; a simulation ends so on SIGTERM and SIGHUP too.",
+        BROKEN_PIPE: "Whoever read the output went away.",
+        STOPPED: "Asked to stop by SIGTERM; the coordinator ends so on Ctrl-C too.",
+    }
+)
+"""What each exit code of a command means, as docs/operations.md says it at more length."""
 
 
 def exit_codes_epilog() -> str:

@@ -33,7 +33,7 @@ class DataError(WardroundError):
 
 
 class NetworkError(WardroundError):
-    """A port is in use, or the coordinator cannot be reached."""
+    """A port is in use, an address is malformed, or something that is not the coordinator answers there."""
 
     exit_code = 4
 

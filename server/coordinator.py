@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from common.cli import STOPPED
 from common.errors import DataError, NetworkError, RunFolderError, UsageError, WardroundError
 from common.learning.runtime import configure_tensorflow, keep_little_memory, release_memory
 from common.security.certificates import Identity, load_identity
@@ -26,12 +27,13 @@ from common.study import Study
 from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
 from common.wire.tensors import Array, TensorSpec
 from server.run_folder import RunFolder, write_atomically
+from server.status import last_round
 
 if TYPE_CHECKING:
     from server.evaluation import ForwardPass, Holdout, HoldoutResult
 
 _log = logging.getLogger("wardround.coordinator")
-_STOPPED = 143
+_STOPPED_NOTICE = "the coordinator was stopped; start it again with the same command to go on"
 
 
 def run(study: Study, run: RunFolder, *, listen: str, identity: Path, holdout: Path | None) -> int:
@@ -67,15 +69,15 @@ async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, hol
         _log.info("listening on %s port %d", parse_address(listen).host, port)
         return await _coordinate(study, run, server, status, holdout)
     except asyncio.CancelledError:
-        status.set(state="stopped", notice="the coordinator was stopped; start it again with the same command to go on")
-        _log.info("stopped")
+        status.set(state="stopped", notice=_STOPPED_NOTICE)
+        _log.info("%s", _STOPPED_NOTICE)
         if server is not None:
             await server.stop(grace=0.2)
         status.write()
         # Compiling, evaluating or publishing may go on for minutes in a thread that cannot be interrupted. Everything
         # that it writes is put in place whole or not at all, so the process may end here.
         logging.shutdown()
-        os._exit(_STOPPED)
+        os._exit(STOPPED)
     except WardroundError as error:
         status.set(state="failed", error=str(error))
         raise
@@ -154,7 +156,7 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
         metrics=[
             tff.program.CSVFileReleaseManager(run.rounds, key_fieldname="round"),
             _InThread(tff.program.TensorBoardReleaseManager(run.tensorboard)),
-            _LastRow(status, run, evaluated),
+            _LastRow(status, run, study.training.rounds, evaluated),
         ],
         model=models,
         best_changed=best_changed,
@@ -237,11 +239,12 @@ class _InThread:
 
 
 class _LastRow:
-    """A release manager that tells status of the newest row and writes the holdout's cases to a CSV."""
+    """A release manager that tells status and log of the newest row and writes the holdout's cases to a CSV."""
 
-    def __init__(self, status: Any, run: RunFolder, evaluated: _Evaluated | None) -> None:
+    def __init__(self, status: Any, run: RunFolder, rounds: int, evaluated: _Evaluated | None) -> None:
         self._status = status
         self._run = run
+        self._rounds = rounds
         self._evaluated = evaluated
         self._first = True  # after a start, rows of a round that was cut off may be there
 
@@ -255,7 +258,7 @@ class _LastRow:
             "holdout_dice": _finite(holdout.get("dice")),
             "seconds": value.get("seconds"),
         }
-        _log.info("round %d: %s", key, json.dumps(last))
+        _log.info("%s", last_round({"last": last, "rounds": self._rounds}))
         self._status.set(last=last)
         if self._evaluated is not None and self._evaluated.latest is not None:
             rows = [collections.OrderedDict(round=key, **dict(row)) for row in self._evaluated.latest.rows()]
@@ -385,16 +388,25 @@ def _finite(value: Any) -> Any:
 
 
 def _chosen_round(study: Study, run: RunFolder, round_number: int | None) -> tuple[int, float | None]:
-    """The round asked for, or the best one that status knows, or the last kept."""
+    """The round asked for, or the best one that status knows, or the last kept; and its validation Dice, if any."""
     if round_number is not None:
-        return round_number, None
+        return round_number, _validation_dice(run, round_number)
     best = run.read_status().get("best")
     if best:
         return int(best["round"]), best["validation_dice"]
     kept = sorted(int(path.stem) for path in run.models.glob("*.tensors") if path.stem.isdigit())
     if not kept:
         raise RunFolderError(f"{run.path}: no round's model was kept yet; wait for the end of a round")
-    return kept[-1], None
+    return kept[-1], _validation_dice(run, kept[-1])
+
+
+def _validation_dice(run: RunFolder, round_number: int) -> float | None:
+    """What `rounds.csv` says of the round; None where the sites did not validate or the round has no row."""
+    if not run.rounds.exists():
+        return None
+    with run.rounds.open(newline="") as file:
+        found = [row.get("validation/dice") for row in csv.DictReader(file) if row["round"] == str(round_number)]
+    return _finite(float(found[-1])) if found and found[-1] else None
 
 
 def evaluate(run: RunFolder, holdout: Path, round_number: int | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,12 @@ from common.errors import DataError
 from common.imaging.case import Case
 from common.imaging.checks import Requirements, examine_case
 from common.imaging.discovery import discover
-from common.imaging.loading import load_case
+from common.imaging.geometry import to_ras
+from common.imaging.grid import Grid
+from common.imaging.loading import read_case
+from common.imaging.preprocessing import prepare_case, prepare_label
 from common.imaging.sliding_window import predict_tiled
+from common.imaging.volume import Volume
 from common.metrics.overlap import OverlapCounts, count_overlap
 from common.study import Study
 
@@ -30,10 +34,28 @@ if TYPE_CHECKING:
     from common.models.network import Network
 
 Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-Prepared = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 LARGE_SITE_CASES = 10  # From this many cases on, a site's mean says something of the site.
 _CACHE_BYTES = 2**30
+
+
+class HoldoutCase(NamedTuple):
+    """A case of a holdout.
+
+    Attributes
+    ----------
+    image : float32, (spatial..., channel), prepared as for training.
+    label : uint8 class indices, (z, y, x), on the grid as stored, turned to RAS in 3D.
+    grid : the way back from the prepared grid.
+    """
+
+    image: npt.NDArray[np.float32]
+    label: npt.NDArray[np.uint8]
+    grid: Grid
+
+    def predicted(self, classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """A prediction on the prepared grid, brought to where `label` is."""
+        return _placed(self.grid.restore(classes), self.grid.dimensions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +99,7 @@ class HoldoutResult:
 
     @property
     def cases_of_sites(self) -> dict[str, int]:
-        """The number of cases of every site that has some, by site name."""
+        """The number of cases of every site that has some, by site name; cases of no known site are in none."""
         return {site: self.sites.count(site) for site in sorted({site for site in self.sites if site is not None})}
 
     @property
@@ -128,9 +150,12 @@ class HoldoutResult:
     def scalars(self, *, each_case: bool = False) -> OrderedDict[str, Any]:
         """The means as nested plain floats, for release managers; which keys it has depends on the holdout alone.
 
-        With `each_case`, also the Dice and IoU of each case, the mean over its classes.
+        "cases" counts all cases; "other", beside "site", is of the cases whose name ends in no site of the study. With
+        `each_case`, also the Dice and IoU of each case, the mean over its classes.
         """
-        result: OrderedDict[str, Any] = OrderedDict(dice=self.mean_dice, iou=self.mean_iou)
+        result: OrderedDict[str, Any] = OrderedDict(
+            dice=self.mean_dice, iou=self.mean_iou, cases=float(len(self.cases))
+        )
         cases, dice_of_sites, iou_of_sites = self.cases_of_sites, self.dice_of_sites, self.iou_of_sites
         if cases:
             result["dice_of_sites"] = self.mean_dice_of_sites
@@ -145,6 +170,12 @@ class HoldoutResult:
                 (site, OrderedDict(dice=dice_of_sites[site], iou=iou_of_sites[site], cases=float(count)))
                 for site, count in cases.items()
             )
+        if cases and None in self.sites:
+            result["other"] = OrderedDict(
+                dice=self._mean_of_site(self.dice_of_cases, None),
+                iou=self._mean_of_site(self.iou_of_cases, None),
+                cases=float(self.sites.count(None)),
+            )
         if each_case:
             result["case"] = OrderedDict(
                 (name, OrderedDict(dice=float(dice), iou=float(iou)))
@@ -153,10 +184,10 @@ class HoldoutResult:
         return result
 
     def _by_site(self, values: npt.NDArray[np.float64]) -> dict[str, float]:
-        return {
-            site: _mean([value for value, origin in zip(values, self.sites, strict=True) if origin == site])
-            for site in self.cases_of_sites
-        }
+        return {site: self._mean_of_site(values, site) for site in self.cases_of_sites}
+
+    def _mean_of_site(self, values: npt.NDArray[np.float64], site: str | None) -> float:
+        return _mean([value for value, origin in zip(values, self.sites, strict=True) if origin == site])
 
 
 class Holdout:
@@ -184,17 +215,15 @@ class Holdout:
         self._files = _sound_cases(study, folder)
         self.cases: tuple[str, ...] = tuple(case.name for case in self._files)
         self.sites: tuple[str | None, ...] = tuple(site_of_origin(name, study.cohort.sites) for name in self.cases)
-        self._cached: dict[int, Prepared] = {}
+        self._cached: dict[int, HoldoutCase] = {}
         self._cached_bytes = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def load(self, index: int) -> Prepared:
-        """Case `index`: the prepared image, float32 (spatial..., channel), and its class indices, uint8 (spatial...).
-
-        Read from its files the first time, and later too once 1 GB of cases is in memory. Not to be written to.
+    def load(self, index: int) -> HoldoutCase:
+        """Case `index`, read the first time, and later too once 1 GB of cases is in memory. Not to be written to.
 
         Raises
         ------
@@ -203,15 +232,19 @@ class Holdout:
         with self._lock:
             if index in self._cached:
                 return self._cached[index]
-        prepared = load_case(self._files[index], self._study)
-        image, label = prepared.image, prepared.label
+        case, task = self._files[index], self._study.task
+        images, label = read_case(case, self._study)
         assert label is not None, "cases without a label were refused"
-        size = image.nbytes + label.nbytes
+        prepared = prepare_case(images, None, self._study)  # as in use, where there is no label
+        classes = prepare_label(label, dimensions=3, classes=len(task.classes), labels=task.labels)
+        truth = _placed(Volume(classes[..., np.newaxis], label.spacing, label.affine), task.dimensions)
+        loaded = HoldoutCase(prepared.image, truth, prepared.grid)
+        size = loaded.image.nbytes + loaded.label.nbytes
         with self._lock:
             if index not in self._cached and self._cached_bytes + size <= _CACHE_BYTES:
-                self._cached[index] = (image, label)
+                self._cached[index] = loaded
                 self._cached_bytes += size
-        return image, label
+        return loaded
 
     def evaluate(
         self,
@@ -222,7 +255,7 @@ class Holdout:
         fixed_batch: bool = False,
         batch_size: int = 4,
     ) -> HoldoutResult:
-        """Segment every image whole and measure it.
+        """Segment every image whole and measure it on the grid as stored, where a study resamples too.
 
         Parameters
         ----------
@@ -247,9 +280,10 @@ class Holdout:
         study = self._study
 
         def measure(index: int) -> OverlapCounts:
-            image, label = self.load(index)
-            probabilities = predict_tiled(predict, image, tile, study.evaluation.overlap, batch_size, fixed_batch)
-            return count_overlap(class_indices(probabilities, study.model.head), label, len(study.task.classes))
+            case = self.load(index)
+            probabilities = predict_tiled(predict, case.image, tile, study.evaluation.overlap, batch_size, fixed_batch)
+            predicted = case.predicted(class_indices(probabilities, study.model.head))
+            return count_overlap(predicted, case.label, len(study.task.classes))
 
         executor = ThreadPoolExecutor(threads, thread_name_prefix="holdout")
         try:
@@ -263,6 +297,12 @@ class Holdout:
             dice=np.stack([count.dice() for count in counts]),
             iou=np.stack([count.iou() for count in counts]),
         )
+
+
+def _placed(volume: Volume, dimensions: int) -> npt.NDArray[np.uint8]:
+    """The voxels (z, y, x) of class indices, turned to RAS in 3D, as image and label may be stored turned otherwise."""
+    turned = to_ras(volume) if dimensions == 3 else volume
+    return np.asarray(turned.array[..., 0], np.uint8)
 
 
 def _sound_cases(study: Study, folder: Path) -> list[Case]:

@@ -42,7 +42,7 @@ MANIFEST_FORMAT = 1
 LARGEST_DIFFERENCE = 1e-3
 _LATENCY_RUNS = {2: 15, 3: 5}
 _CONVERSIONS_OF_FORMAT = frozenset({"QUANTIZE", "DEQUANTIZE"})
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("wardround.publishing")  # what `wardround coordinator` shows is below "wardround"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def publish(
     folder : Path
         Must not exist; its parent does.
     details : mapping
-        What else to state of these weights, such as the round and its validation Dice. Goes to the manifest and card.
+        What else to state of these weights, such as the round and its validation Dice. Goes to the manifest, and to the
+        card except for figures that do not exist (None, NaN).
     progress : callable
         Takes a sentence on what begins.
     threads : int or None
@@ -240,7 +241,9 @@ def _converted(
             if name == "float32":
                 raise
             path.unlink(missing_ok=True)
-            variants.append(Variant(name, failure=str(error)))
+            failure = str(error).removeprefix(f"{name}: ")  # wherever it is shown, the name stands beside it
+            _log.warning("variant %s is not published: %s", name, failure)
+            variants.append(Variant(name, failure=failure))
             continue
         floats, operations = float_operations(content) if name == "int8" else (None, None)
         variants.append(
@@ -486,7 +489,11 @@ def _model_card(
     task, training = study.task, study.training
     tile = " x ".join(map(str, study.publishing.tile))
     axes = "y, x" if task.dimensions == 2 else "z, y, x"
-    stated = [f"- {key.replace('_', ' ')}: {_shown(value)}" for key, value in details.items()]
+    stated = [
+        f"- {key.replace('_', ' ')}: {_shown(value)}"
+        for key, value in details.items()
+        if _json_ready(value) is not None
+    ]
     failed = [v for v in variants if v.failure]
     parts = [
         f"# {study.name}, version {report['version']}",

@@ -221,6 +221,11 @@ def _deadline(deadline_at: float | None, now: float) -> str:
     return f"at the deadline, in {duration(deadline_at - now)}" if deadline_at > now else "now, at the deadline"
 
 
+def _is_under_way(status: Status) -> bool:
+    """Whether what the status says of the sites still holds: after the end it is what they did last."""
+    return bool(status.get("running", True)) and status.get("state") not in ENDED
+
+
 def _in_round(status: Status) -> str:
     return f" in round {status['round']} of {status.get('rounds', '?')}" if status.get("round") else ""
 
@@ -289,7 +294,7 @@ def status_text(status: Status, *, now: float | None = None) -> str:
     sites = status.get("sites") or {}
     best = status.get("best") or {}
     lines = [
-        ("sites", "; ".join(f"{site} {stage(part)}" for site, part in sites.items())),
+        ("sites", "; ".join(f"{site} {stage(part)}" for site, part in sites.items()) if _is_under_way(status) else ""),
         ("cause", description.cause),
         ("next", description.next_step),
         ("notice", clean(str(status.get("notice") or ""))),
@@ -324,8 +329,8 @@ def status_table(status: Status, *, now: float | None = None) -> RenderableType:
             str(cases or ""),
         )
     rows: list[RenderableType] = [Text(description.headline, style="bold"), table, Text(description.cause)]
-    if not status.get("running", True):
-        del rows[1]  # no site is at anything
+    if not _is_under_way(status):
+        del rows[1]
     if description.next_step != _NOTHING:
         rows.append(Text(description.next_step))
     if status.get("notice"):
@@ -345,13 +350,17 @@ def rounds_table(rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def holdout_table(holdout: Mapping[str, Any]) -> Table:
-    """Dice and IoU on the holdout, by the site that the images come from and over all of them."""
+    """Dice and IoU on the holdout, by the site that the images come from ("other": none known) and over all of them."""
     table = _table("Holdout", "images of", "Dice", "IoU", "cases")
     sites: Mapping[str, Mapping[str, Any]] = holdout.get("site") or {}
-    for site, part in sorted(sites.items()):
-        table.add_row(site, figure(part.get("dice")), figure(part.get("iou")), figure(part.get("cases"), 0))
-    cases = sum(int(float(part.get("cases") or 0)) for part in sites.values())
-    table.add_row("all", figure(holdout.get("dice")), figure(holdout.get("iou")), str(cases or "–"), style="bold")
+    rows = sorted(sites.items())
+    if holdout.get("other"):
+        rows.append(("other", holdout["other"]))
+    for name, part in (*rows, ("all", holdout)):
+        style = "bold" if part is holdout else None
+        table.add_row(
+            name, figure(part.get("dice")), figure(part.get("iou")), figure(part.get("cases"), 0), style=style
+        )
     return table
 
 

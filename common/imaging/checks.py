@@ -38,6 +38,7 @@ _NAMED = 5
 # An instance label holds a value for each object. This many parts of one value are no crumbs of an object any more.
 _PARTS_OF_AN_OBJECT = 4
 _FEW_VALUES = 3
+_OTHER_GRID = (Code.SHAPE_MISMATCH, Code.SPACING_MISMATCH, Code.AFFINE_MISMATCH)
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,10 @@ def _examine_label(
     requirements: Requirements | None,
     label_map: Mapping[int, int] | None,
 ) -> tuple[LabelFacts | None, list[Finding]]:
-    grid = next(iter(images.values())).volume if images else None
-    dimensions = requirements.dimensions if requirements else _dimensions_of(grid)
+    # A study takes the label on the grid of its first modality. Without a study any may come to be the first.
+    beside = list(images.values())[: 1 if requirements else None]
     try:
-        volume = read(source, dimensions, is_label=True, grid=grid)
+        volume = _read_label(source, [image.volume for image in beside], requirements)
         facts, counts = label_facts(volume, source, origin_of(source).files, label_map)
     except Refused as refused:
         return None, [refused.finding(case.name, source.name)]
@@ -200,13 +201,27 @@ def _examine_label(
     def add(code: Code, message: str) -> None:
         findings.append(code.finding(f"label {facts.file}: {message}", case=case.name, file=facts.file))
 
-    # A study takes the label on the grid of its first modality. Without a study any may come to be the first.
-    faults = [grid_fault(image, facts) for image in images.values()][: 1 if requirements else None]
+    faults = [grid_fault(image, facts) for image in beside]
     if faults and faults[0] is not None and None not in faults:
         add(*faults[0])
     for code, message in _value_faults(facts, counts, requirements, label_map):
         add(code, message)
     return facts, findings
+
+
+def _read_label(source: Source, grids: Sequence[Volume], requirements: Requirements | None) -> Volume:
+    """On the first of the grids that it lies on. Raises Refused for the first where it lies on none."""
+    first: Refused | None = None
+    for grid in grids or [None]:
+        dimensions = requirements.dimensions if requirements else _dimensions_of(grid)
+        try:
+            return read(source, dimensions, is_label=True, grid=grid)
+        except Refused as refused:
+            first = first or refused
+            if refused.code not in _OTHER_GRID:
+                break
+    assert first is not None
+    raise first
 
 
 def _dimensions_of(grid: Volume | None) -> int | None:

@@ -38,14 +38,16 @@ def examine_cases(facts: Sequence[CaseFacts], validation: AbstractSet[str] = fro
     -------
     list of Finding
         Sorted by case. Of copies all but the first by name are errors; where copies have different labels, all of
-        them are. Of a patient on both sides the cases of the validation are errors.
+        them are. Of a patient on both sides the cases of the validation are errors, unless copies keep the rest out.
     """
     cases = sorted(facts, key=lambda case: case.name)
+    copies = _copies(cases)
+    out = kept_out(copies)
     findings = [
-        *_copies(cases),
+        *copies,
         *_shared_images(cases),
         *_shared_labels(cases),
-        *_patients(cases, validation),
+        *patients_in_both([case for case in cases if case.name not in out], validation),
         *_no_foreground(cases),
         *_intensity_outliers(cases),
         *_spacing_outliers(cases),
@@ -118,7 +120,14 @@ def _shared_labels(cases: Sequence[CaseFacts]) -> list[Finding]:
     return findings
 
 
-def _patients(cases: Sequence[CaseFacts], validation: AbstractSet[str]) -> list[Finding]:
+def patients_in_both(cases: Sequence[CaseFacts], validation: AbstractSet[str]) -> list[Finding]:
+    """Errors about the cases that are validated on while others of their patient are trained on.
+
+    Parameters
+    ----------
+    cases : those that are used; a case that is kept out is not trained on.
+    validation : names of the cases that are validated on; the others are trained on.
+    """
     findings = []
     for same in _groups(cases, lambda case: case.patient):
         training = [case for case in same if case.name not in validation]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from common.imaging.case import Source
+from common.imaging.geometry import Orientation
 from common.imaging.volume import Volume
 
 _PERCENTILE_SAMPLE = 2_000_000
@@ -34,7 +35,8 @@ class SourceFacts:
     file : the last part of its path.
     digest : SHA-256, hexadecimal, of the file's bytes; of a series, of its files' sorted digests, so that neither
         their names nor their order count.
-    pixels : SHA-256 of the voxels as read with their type and shape: equal for the same image in two files.
+    pixels : SHA-256 of the voxels with their type and shape, volumes turned to RAS: equal for the same image in two
+        files, whichever way it is stored.
     format : "TIFF", "NIfTI" or "DICOM".
     dtype : of the voxels as read, such as "uint8".
     shape, spacing : (z, y, x), on the stored grid.
@@ -205,7 +207,7 @@ def _source_facts(volume: Volume, source: Source, files: list[Path]) -> dict[str
     return {
         "file": source.name,
         "digest": digest_of(files),
-        "pixels": _pixel_digest(volume.array),
+        "pixels": _pixel_digest(volume),
         "format": format_of(source),
         "dtype": volume.array.dtype.name,
         "shape": volume.shape,
@@ -215,8 +217,11 @@ def _source_facts(volume: Volume, source: Source, files: list[Path]) -> dict[str
     }
 
 
-def _pixel_digest(array: npt.NDArray[Any]) -> str:
-    """In the voxels' logical order, a slice at a time: views that are flipped or strided are not copied whole."""
+def _pixel_digest(volume: Volume) -> str:
+    """A slice at a time: views that are flipped or strided are not copied whole."""
+    array = volume.array
+    if volume.shape[0] > 1:  # planes stay as they are stored, as in preprocessing
+        array = Orientation.to_ras(volume.affine).apply(array)
     digest = hashlib.sha256(f"{array.dtype.name} {array.shape}".encode())
     little = array.dtype.newbyteorder("<")
     for section in array:

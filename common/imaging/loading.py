@@ -8,21 +8,26 @@ from common.errors import DataError
 from common.imaging.case import Case
 from common.imaging.preprocessing import Prepared, prepare_case
 from common.imaging.readers import read_image, read_label
+from common.imaging.volume import Volume
 from common.study import Study
 
 
-def load_case(case: Case, study: Study, label_map: Mapping[int, int] | None = None) -> Prepared:
-    """Read the images of a case and its label, and prepare them.
+def read_case(case: Case, study: Study) -> tuple[list[Volume | None], Volume | None]:
+    """Read the images of a case, one for each of the study's modalities or None where it is missing, and its label.
 
     Parameters
     ----------
     case : its images keyed by the study's modalities, or by "" where it names none.
     study : Study
-    label_map : stored value to class index; None: stored values are class indices.
+
+    Returns
+    -------
+    images : on the grids as stored.
+    label : as stored, or None where the case has none.
 
     Raises
     ------
-    DataError : a file cannot be read, or the case does not fit the study; the message names the case.
+    DataError : a file cannot be read; the message names the case.
     """
     dimensions = study.task.dimensions
     try:
@@ -31,7 +36,25 @@ def load_case(case: Case, study: Study, label_map: Mapping[int, int] | None = No
             for modality in study.task.modalities or ("",)
         ]
         grid = next((image for image in images if image is not None), None)
-        label = read_label(case.label, dimensions, grid=grid) if case.label is not None else None
+        return images, read_label(case.label, dimensions, grid=grid) if case.label is not None else None
+    except DataError as error:
+        raise DataError(f"case {case.name}: {error}") from error
+
+
+def load_case(case: Case, study: Study, label_map: Mapping[int, int] | None = None) -> Prepared:
+    """Read a case and prepare it.
+
+    Parameters
+    ----------
+    case, study : as for `read_case`.
+    label_map : stored value to class index; None: stored values are class indices.
+
+    Raises
+    ------
+    DataError : a file cannot be read, or the case does not fit the study; the message names the case.
+    """
+    images, label = read_case(case, study)
+    try:
         return prepare_case(images, label, study, label_map)
     except DataError as error:
         raise DataError(f"case {case.name}: {error}") from error

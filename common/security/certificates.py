@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.errors import IdentityError
+from common.errors import IdentityError, RunFolderError, UsageError
 
 Role = Literal["coordinator", "site"]
 
@@ -206,9 +206,26 @@ def peer_name(pem_certificate: bytes) -> tuple[Role, str]:
 def ensure_simulation_identities(folder: Path, study: str, sites: Sequence[str], hosts: Sequence[str]) -> None:
     """Have ``authority``, ``coordinator`` and ``sites/<name>`` under `folder`; what is there already stays as it is.
 
-    For simulations only: in a real study the authority's key and the sites' keys never share a machine. Raises
-    IdentityError as `create_authority` and `issue` do, and where the authority is that of another study.
+    For simulations only: in a real study the authority's key and the sites' keys never share a machine.
+
+    Raises
+    ------
+    UsageError
+        One of `hosts` is no DNS name or IP address.
+    RunFolderError
+        `folder` cannot be made.
+    IdentityError
+        As `create_authority` and `issue` raise it; or the authority is that of another study, or the coordinator's
+        certificate that is there already does not name all `hosts`.
     """
+    try:
+        wanted = [_host(host) for host in hosts]
+    except IdentityError as error:
+        raise UsageError(str(error)) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
     authority = folder / "authority"
     if not (authority / AUTHORITY_CERTIFICATE).exists():
         create_authority(authority, study)
@@ -218,11 +235,28 @@ def ensure_simulation_identities(folder: Path, study: str, sites: Sequence[str],
             f"{authority}: expected the authority of study {study!r}, found that of {_study(certificate)!r}; delete "
             f"{folder} or choose another run folder"
         )
-    if not (folder / "coordinator" / CERTIFICATE).exists():
+    if (folder / "coordinator" / CERTIFICATE).exists():
+        _check_hosts(folder / "coordinator", wanted)
+    else:
         issue(folder / "coordinator", authority, "coordinator", "coordinator", hosts)
     for site in sites:
         if not (folder / "sites" / site / CERTIFICATE).exists():
             issue(folder / "sites" / site, authority, site, "site")
+
+
+def _check_hosts(folder: Path, wanted: Sequence[x509.GeneralName]) -> None:
+    """Raises IdentityError where the certificate in the folder does not name one of these hosts."""
+    _, certificate = _read_certificate(folder / CERTIFICATE)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        names = x509.SubjectAlternativeName([])
+    present = {str(name.value).lower() for name in names}
+    if missing := [str(name.value) for name in wanted if str(name.value).lower() not in present]:
+        raise IdentityError(
+            f"{folder}: the coordinator's certificate there is not for {', '.join(missing)}; move {folder} away and "
+            "run again, and a new one is made; the sites' stay good"
+        )
 
 
 def _subject(role: str, name: str) -> x509.Name:

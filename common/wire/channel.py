@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import grpc
 
 from common import TLS12_SUITES, TLS12_SUITES_VARIABLE
-from common.errors import IdentityError, NetworkError
+from common.errors import IdentityError, NetworkError, WardroundError
 from common.security.certificates import Identity
 from common.wire.tensors import MAX_MESSAGE_BYTES
 
@@ -52,6 +52,17 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.so_reuseport", 0),
 )
 """Options of the coordinator's server."""
+
+# A server without TLS; one without TLS 1.3; one that speaks TLS, but not HTTP/2.
+_NO_COORDINATOR: Final = r"WRONG_VERSION_NUMBER|ALERT_HANDSHAKE_FAILURE|PROTOCOL_VERSION|missing selected ALPN"
+
+_TROUBLES: Final[tuple[tuple[str, str], ...]] = (
+    ("connection refused", "nothing listens there (connection refused)"),
+    ("resolving|lookup|domain name not found", "its name is not known here (DNS)"),
+    ("timed? ?out|fd shutdown|deadline", "no answer in time"),
+    ("no route|unreachable", "there is no way to it from this network"),
+    ("handshake read failed|socket closed|reset by peer|broken pipe|goaway", "the connection was closed"),
+)
 
 
 class Address(NamedTuple):
@@ -114,6 +125,39 @@ def channel_credentials(identity: Identity) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(
         root_certificates=identity.authority, private_key=identity.key, certificate_chain=identity.certificate
     )
+
+
+def connection_refusal(address: Address, details: str) -> WardroundError | None:
+    """Why dialling this address again is of no use, by the details of gRPC's error; None where it may be of use.
+
+    gRPC has one status, UNAVAILABLE, for whatever keeps a connection from being made; only its words tell.
+    """
+    if refusal := re.search(r"CERTIFICATE_VERIFY_FAILED: ([^;:)]*)", details):
+        return IdentityError(
+            f"the coordinator at {address} is not the one this site's identity was made for ({refusal[1]}); check the "
+            "address, or get a new identity from the study's coordinator"
+        )
+    if re.search(r"Hostname Verification Check failed|Peer name .* is not in peer certificate", details):
+        return NetworkError(
+            f"the coordinator at {address} has a certificate that does not name {address.host!r}; correct "
+            f"--coordinator, or have the coordinator's certificate made with --host {address.host}"
+        )
+    if re.search(_NO_COORDINATOR, details):
+        return NetworkError(
+            f"{address}: something answers there that is no coordinator (it does not speak gRPC over TLS 1.3); "
+            "correct --coordinator"
+        )
+    return None
+
+
+def connection_trouble(address: Address, details: str) -> str:
+    """Why there is no connection to the coordinator now, in words for people, by the details of gRPC's error."""
+    for pattern, words in _TROUBLES:
+        if re.search(pattern, details, re.IGNORECASE):
+            return f"the coordinator at {address} cannot be reached: {words}"
+    # What the coordinator itself said, or gRPC's words without what it puts before them.
+    said = re.sub(r"^failed to connect to all addresses; last error: \w+: (\S+:\d+: )?", "", details.split("\n")[0])
+    return f"no connection to the coordinator at {address}: {said[:200]}"
 
 
 def _is_host(six: str | None, host: str | None) -> bool:

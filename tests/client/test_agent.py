@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.server
+import logging
 import queue
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from client import agent
 from client.agent import Agent
 from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, WardroundError
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity
@@ -29,6 +34,7 @@ from common.wire.tensors import TensorSpec, decode, encode_chunks
 
 PATIENCE = 20.0  # seconds until a test gives up
 PROMPT = 5.0  # what a stop may take on a machine that does much else; waiting for a timeout of gRPC's takes longer
+STOPPED = "alpha: stopped; start it again with the same command to go on"
 PLAN = b"\x07" * 32
 ENVELOPE = pb.Envelope(study="digits", plan_digest=PLAN, site="alpha")
 BROADCAST = b"".join(encode_chunks([np.arange(40_000, dtype=np.float32)]))
@@ -399,7 +405,10 @@ def test_the_end_of_the_study_ends_the_work_and_the_agent(
     assert site.state() == "finished"
 
 
-def test_a_stop_ends_work_at_once(coordinator: Coordinator, site: Running, worker: Worker) -> None:
+def test_a_stop_ends_work_at_once(
+    coordinator: Coordinator, site: Running, worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "wardround.site")
     worker.go.clear()
     coordinator.say(task=task(1))
     eventually(lambda: worker.begun)
@@ -407,6 +416,8 @@ def test_a_stop_ends_work_at_once(coordinator: Coordinator, site: Running, worke
     assert site.end.result(PROMPT) == ""
     assert worker.ended == [1]
     assert coordinator.uploads == []
+    assert caplog.messages[-1] == STOPPED
+    assert not any("given up" in message for message in caplog.messages)
 
 
 def test_a_stop_ends_the_wait_for_a_task_at_once(coordinator: Coordinator, site: Running) -> None:
@@ -415,11 +426,15 @@ def test_a_stop_ends_the_wait_for_a_task_at_once(coordinator: Coordinator, site:
     assert site.end.result(PROMPT) == ""
 
 
-def test_a_stop_ends_the_search_for_a_coordinator_at_once(identities: dict[str, Identity]) -> None:
+def test_a_stop_ends_the_search_for_a_coordinator_at_once(
+    identities: dict[str, Identity], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "wardround.site")
     site = Running(Address("127.0.0.1", 1), identities["alpha"], Worker())  # nobody is there
     eventually(lambda: site.state() == "reconnecting")
     site.agent.stop()
     assert site.end.result(PROMPT) == ""
+    assert caplog.messages[-1] == STOPPED
 
 
 # The coordinator gone, or another. ----------------------------------------------------------------------------------
@@ -440,6 +455,74 @@ def test_a_coordinator_that_goes_away_and_comes_back_is_found_again(
     eventually(lambda: back.uploads)
     assert back.heard[0].hello.training_cases == 3
     assert worker.begun == [("train", 1)] * 2
+
+
+def test_a_coordinator_that_is_not_there_is_dialled_for_ever_and_told_once_a_minute(
+    identities: dict[str, Identity], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "wardround.site")
+    site = Running(Address("127.0.0.1", 1), identities["alpha"], Worker())
+    eventually(lambda: len(site.reports) >= 5)  # 1 for `connecting`, 4 failed dials
+    words = "the coordinator at 127.0.0.1:1 cannot be reached: nothing listens there (connection refused)"
+    assert site.reports[-1] == {"state": "reconnecting", "notice": words}
+    assert caplog.messages == [f"{words}; trying until it answers"]
+    monkeypatch.setattr(agent, "_SILENT_SECONDS", 0.0)
+    site.agent._silent_until = 0.0  # the minute is over
+    eventually(lambda: len(caplog.messages) >= 2)
+    site.agent.stop()
+    site.end.result(PROMPT)
+
+
+class _Http(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(identities: dict[str, Identity], tmp_path: Path) -> Iterator[Callable[[bool], int]]:
+    """Starts a web server, with the coordinator's own certificate or without TLS; returns its port."""
+    made: list[http.server.ThreadingHTTPServer] = []
+
+    def begin(tls: bool) -> int:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Http)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign,assignment]
+        if tls:
+            pem = tmp_path / "identity.pem"
+            pem.write_bytes(identities["coordinator"].certificate + identities["coordinator"].key)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pem)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        made.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server.server_port
+
+    yield begin
+    for server in made:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_a_web_server_is_no_coordinator(identities: dict[str, Identity], web: Callable[[bool], int], tls: bool) -> None:
+    port = web(tls)
+    site = Running(Address("127.0.0.1", port), identities["alpha"], Worker())
+    with pytest.raises(NetworkError, match=rf"127\.0\.0\.1:{port}: .* no coordinator .*; correct --coordinator"):
+        site.end.result(PATIENCE)
+
+
+def test_a_coordinator_whose_certificate_has_another_name_is_refused(
+    coordinator: Coordinator, identities: dict[str, Identity]
+) -> None:
+    site = Running(Address("localhost", coordinator.address.port), identities["alpha"], Worker())
+    with pytest.raises(NetworkError, match=r"does not name 'localhost'; correct --coordinator.* --host localhost"):
+        site.end.result(PATIENCE)
+
+
+def test_a_coordinator_of_another_authority_is_refused(coordinator: Coordinator, tmp_path: Path) -> None:
+    ensure_simulation_identities(tmp_path, "digits", ["alpha"], ["127.0.0.1"])
+    site = Running(coordinator.address, load_identity(tmp_path / "sites" / "alpha"), Worker())
+    with pytest.raises(IdentityError, match="is not the one this site's identity was made for"):
+        site.end.result(PATIENCE)
 
 
 @pytest.mark.parametrize("end", [None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL], ids=str)

@@ -156,3 +156,29 @@ def test_a_folder_is_examined_once_by_a_site_that_remembers(
     first = select_folder(tiny_study(), folder, registry)
     monkeypatch.setattr("client.registry.examine_case", None)
     assert select_folder(tiny_study(), folder, registry) == first
+
+
+def test_files_that_change_while_the_site_runs_end_the_round(folder: Path, tiny_study: Callable[..., Study]) -> None:
+    dataset = _dataset(tiny_study(), "alpha", folder)
+    for label in (folder / "labels").iterdir():
+        tifffile.imwrite(label, np.zeros_like(tifffile.imread(label)))
+    assert _batches(dataset.training(1)) == []
+    assert dataset.failure is not None
+    assert "have changed since they were checked" in str(dataset.failure)
+
+
+def test_a_modality_that_a_case_lacks_stays_zero_and_the_only_one_is_never_dropped(
+    folder: Path, tiny_study: Callable[..., Study]
+) -> None:
+    study = tiny_study()
+    study = dataclasses.replace(
+        study,
+        task=dataclasses.replace(study.task, channels=2, modalities=("CT", "MR"), missing_modality="zero"),
+        training=dataclasses.replace(study.training, modality_dropout=0.9),
+    )
+    dataset = SiteDataset(study, "alpha", select_folder(tiny_study(), folder))
+    images = np.random.default_rng(0).normal(size=(32, 16, 16, 2)).astype(np.float32)
+    images[..., 1] = 0
+    varied, _ = dataset._vary(images, np.zeros((32, 16, 16), np.uint8), np.array([1, 2], np.int32))
+    assert not np.any(varied[..., 1])
+    assert np.all(np.any(varied[..., 0], axis=(1, 2)))

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from common.cli import EXIT_CODES, run_command
-from common.errors import DataError, IdentityError
+import common.errors
+from common.cli import EXIT_CODES, STOPPED, run_command
+from common.errors import DataError, IdentityError, WardroundError
 from common.study import Study, parse_study
+from server.coordinator import _chosen_round, _LastRow
 from server.run_folder import RunFolder
 from server.simulation.hospitals import example_study
+from server.status import last_round
 
 HEAVY = ("tensorflow", "tensorflow_federated", "grpc", "numpy")
 
@@ -64,8 +72,8 @@ def test_help_lists_every_command_and_every_exit_code() -> None:
     text = wardround("--help").stdout
     for word in ("simulate", "coordinator", "certificates", "status", "watch", "evaluate", "publish"):
         assert re.search(rf"^    {word}\s", text, re.MULTILINE)
-    for code in (0, *range(2, 11), 70, 130):
-        assert f"\n  {code} " in text
+    for code in (0, *range(2, 11), 70, 130, 141, 143):
+        assert re.search(rf"^  {code} +\S", text, re.MULTILINE)
 
 
 def test_status_of_a_killed_coordinator_says_how_to_go_on(run: RunFolder) -> None:
@@ -176,9 +184,65 @@ def test_certificates_are_made_once_and_say_where_they_go(tmp_path: Path, study:
         assert (out / "sites" / site / "identity.key").stat().st_mode & 0o777 == 0o600
     assert "safe channel" in first.stdout
     key = (out / "coordinator" / "identity.key").read_bytes()
-    again = json.loads(wardround("certificates", path, "--out", out, "--host", "other", "--json").stdout)
+    hosts = ["--host", "rounds.example.org", "--host", "10.0.0.1"]
+    again = json.loads(wardround("certificates", path, "--out", out, *hosts, "--json").stdout)
     assert len(again["kept"]) == 6
     assert (out / "coordinator" / "identity.key").read_bytes() == key
+    other = wardround("certificates", path, "--out", out, "--host", "other")
+    assert other.returncode == 5
+    assert "is not for other" in other.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_coordinator_that_is_stopped_says_once_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(example_study())
+    assert wardround("certificates", path, "--out", tmp_path, "--host", "localhost").returncode == 0
+    command = [sys.executable, "-m", "server.cli", "coordinator", path, "--run", tmp_path / "run"]
+    options = ["--listen", "127.0.0.1:0", "--identity", tmp_path / "coordinator"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = [next(line for line in process.stderr if "listening on" in line)]
+            process.send_signal(number)
+            said += process.stderr.readlines()
+            assert process.wait(30) == STOPPED
+        finally:
+            process.kill()
+    assert [line for line in said if "stopped" in line] == [line for line in said if "same command to go on" in line]
+    assert sum("stopped" in line for line in said) == 1
+    shown = wardround("status", "--run", tmp_path / "run").stdout
+    assert shown.startswith("cells: stopped\n") and "  sites " not in shown
+
+
+@pytest.fixture
+def rounds_of_a_run(run: RunFolder) -> RunFolder:
+    run.rounds.write_text("round,train/loss,validation/dice\n1,0.5,0.625\n2,0.4,0.75\n3,0.4,nan\n4,0.4,\n")
+    return run
+
+
+@pytest.mark.parametrize(("number", "dice"), [(1, 0.625), (2, 0.75), (3, None), (4, None), (5, None)])
+def test_a_round_that_is_asked_for_comes_with_its_validation_dice(
+    number: int, dice: float | None, rounds_of_a_run: RunFolder, study: Study
+) -> None:
+    assert _chosen_round(study, rounds_of_a_run, number) == (number, dice)
+
+
+def test_without_rounds_or_validation_there_is_no_validation_dice(run: RunFolder, study: Study) -> None:
+    assert _chosen_round(study, run, 1) == (1, None)
+    run.rounds.write_text("round,train/loss\n1,0.5\n")
+    assert _chosen_round(study, run, 1) == (1, None)
+
+
+def test_the_coordinator_logs_a_round_as_the_simulation_shows_it(
+    run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "wardround.coordinator")
+    told: dict[str, Any] = {}
+    row = {"train": {"loss": 1.3012}, "validation": {"dice": 0.5}, "holdout": {"dice": math.nan}, "seconds": 55.01}
+    asyncio.run(_LastRow(SimpleNamespace(set=told.update), run, 8, None).release(row, 1))
+    assert caplog.messages == ["round 1 of 8: training loss 1.301, validation Dice 0.500, 55.0 s"]
+    assert caplog.messages == [last_round({**told, "rounds": 8})]
 
 
 def test_a_reader_that_goes_away_is_no_error(run: RunFolder) -> None:
@@ -206,7 +270,16 @@ def test_every_failure_has_its_code_and_a_meaning(capsys: pytest.CaptureFixture[
     assert run_command(raises(DataError("x.tif: torn; restore it"))) == 3
     assert run_command(raises(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "error: x.tif: torn; restore it\nstopped\n"
-    assert {0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 70, 130} <= set(EXIT_CODES)
+    assert {0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 70, 130, 141, 143} == set(EXIT_CODES)
+
+
+def test_help_knows_the_codes_of_the_operations_document_and_of_every_error() -> None:
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text().partition("## Exit codes")[2]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == list(EXIT_CODES)
+    errors = [error for error in vars(common.errors).values() if isinstance(error, type)]
+    codes = {error.exit_code for error in errors if issubclass(error, WardroundError) and error is not WardroundError}
+    assert codes <= set(EXIT_CODES)
+    assert "cannot be reached" not in EXIT_CODES[4]  # a site dials on
 
 
 def test_the_cause_that_a_user_can_act_on_leads_out_of_a_group() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import dataclasses
 import math
 from pathlib import Path
 
@@ -136,6 +137,24 @@ def test_predictor_is_the_networks_forward_pass(folder: Path) -> None:
     np.testing.assert_allclose(answers, probabilities(built, network(weights, tf.constant(tiles))), atol=1e-6)
 
 
+def test_a_study_that_resamples_is_measured_on_the_stored_grid(tmp_path: Path) -> None:
+    """At twice the spacing a checkerboard of single pixels is gone: on the coarse grid nothing would be missed."""
+    label = np.zeros((16, 16), np.uint8)
+    label[::2, ::2] = 1
+    label[:4, :4] = 1
+    write_case(tmp_path, "0000-north", label)
+    coarse = study(classes="background, cell")
+    coarse = dataclasses.replace(coarse, preprocessing=dataclasses.replace(coarse.preprocessing, spacing=(2.0, 2.0)))
+    holdout = Holdout(coarse, tmp_path)
+    case = holdout.load(0)
+    assert (case.image.shape, case.label.shape) == ((8, 8, 1), (1, 16, 16))
+    every_pixel = holdout.evaluate(
+        lambda tiles: np.broadcast_to(np.float32([0, 1]), (*tiles.shape[:-1], 2)), tile=(16, 16)
+    )
+    foreground = int(label.sum())
+    assert every_pixel.mean_dice == pytest.approx(2 * foreground / (foreground + 256))
+
+
 def test_failure_in_a_case_is_raised(folder: Path) -> None:
     holdout = Holdout(study(), folder)
     (folder / "images" / "0001-far-north.tif").unlink()
@@ -144,7 +163,7 @@ def test_failure_in_a_case_is_raised(folder: Path) -> None:
 
 
 def test_cases_are_kept_in_memory_up_to_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image, label = Holdout(study(), folder).load(3)
+    image, label, _ = Holdout(study(), folder).load(3)
     monkeypatch.setattr(server.evaluation, "_CACHE_BYTES", image.nbytes + label.nbytes)
     holdout = Holdout(study(), folder)
     for index in (3, 2):
@@ -183,14 +202,23 @@ def test_means_are_over_classes_then_cases_then_sites() -> None:
     assert result.mean_dice_of_large_sites == pytest.approx(0.5)
     assert result.dice_of_classes == pytest.approx({"cell": (5 + 1.0 + 0.9 + 0.0) / 13, "debris": 0.35})
     scalars = result.scalars()
-    assert list(scalars) == ["dice", "iou", "dice_of_sites", "dice_of_large_sites", "class", "site"]
+    assert list(scalars) == ["dice", "iou", "cases", "dice_of_sites", "dice_of_large_sites", "class", "site", "other"]
     assert scalars["site"]["small"] == pytest.approx({"dice": 0.65, "iou": 0.325, "cases": 3.0})
     assert scalars["class"]["debris"] == pytest.approx({"dice": 0.35, "iou": 0.175})
 
 
 def test_scalars_leave_out_what_the_holdout_cannot_say() -> None:
-    assert list(result_of([[1.0, 1.0]], ["north"]).scalars()) == ["dice", "iou", "dice_of_sites", "class", "site"]
-    assert list(result_of([[1.0, 1.0]], [None]).scalars()) == ["dice", "iou", "class"]
+    known = result_of([[1.0, 1.0]], ["north"])
+    assert list(known.scalars()) == ["dice", "iou", "cases", "dice_of_sites", "class", "site"]
+    assert list(result_of([[1.0, 1.0]], [None]).scalars()) == ["dice", "iou", "cases", "class"]
+
+
+def test_cases_of_no_known_site_are_counted_and_have_figures_of_their_own() -> None:
+    scalars = result_of([[1.0, 0.5], [0.5, 0.5], [0.1, 0.3]], ["north", None, None]).scalars()
+    assert scalars["cases"] == 3.0
+    assert scalars["site"]["north"]["cases"] == 1.0
+    # (0.5 + 0.2) / 2; IoU is half of each here.
+    assert scalars["other"] == pytest.approx({"dice": 0.35, "iou": 0.175, "cases": 2.0})
     assert math.isnan(result_of([[1.0, 1.0]], ["north"]).mean_dice_of_large_sites)
 
 

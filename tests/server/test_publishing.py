@@ -195,7 +195,8 @@ def test_model_card_tells_sites_variants_and_limits(published: Published) -> Non
     north = published.manifest["variants"][0]["holdout"]["site"]["north"]["dice"]
     assert f"| site north | 3 | {north:.4f} |" in card
     assert "model_int8.tflite" in card
-    assert "- round: 2" in card
+    assert "- round: 2\n- validation dice: 0.5\n" in card
+    assert "left out" not in card  # a figure that does not exist
 
 
 def test_progress_names_each_step(flat: Published) -> None:
@@ -324,7 +325,7 @@ def test_float32_that_does_not_compute_is_refused(
 
 
 def test_variant_that_does_not_convert_is_reported_and_the_others_are_published(
-    flat: Published, tmp_path: Path
+    flat: Published, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Without images there is nothing to calibrate on.
     report = publish_again(flat, tmp_path / "v1", variants="[float32, float16, int8]", holdout=None)
@@ -333,12 +334,16 @@ def test_variant_that_does_not_convert_is_reported_and_the_others_are_published(
     assert plain["dice"] is None
     assert not half["recommended"] and half["note"] == "not measured on a holdout"
     assert quantized["failed"] and quantized["file"] is None and not quantized["recommended"]
-    assert "calibrate" in quantized["note"]
+    assert quantized["note"] == "it needs holdout images to calibrate on, and there is no holdout"
+    warnings = [record.getMessage() for record in caplog.records if record.name == "wardround.publishing"]
+    assert warnings == [f"variant int8 is not published: {quantized['note']}"]
     assert report["calibration"] == []
     assert not (tmp_path / "v1" / "model_int8.tflite").exists()
     manifest = json.loads((tmp_path / "v1" / "manifest.json").read_text())
     assert manifest["variants"][2]["failed"]
-    assert "nobody has measured" in (tmp_path / "v1" / "model_card.md").read_text()
+    card = (tmp_path / "v1" / "model_card.md").read_text()
+    assert "nobody has measured" in card
+    assert f"- int8: {quantized['note']}.\n" in card
 
 
 # Running a file. ---------------------------------------------------------------------------------------------------

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from common.study import parse_study
+from common.study import load_study, parse_study
 from server.simulation.hospitals import example_study
 from server.status import (
     complete,
     describe,
     duration,
     holdout_table,
+    last_round,
     news,
     rounds_table,
     status_table,
@@ -23,6 +26,7 @@ from server.status import (
 )
 
 NOW = 1_000_000.0
+ROOT = Path(__file__).parents[2]
 
 
 def site(stage: str = "waiting", *, connected: bool = True, batch: int = 0, batches: int = 0, reason: str = "") -> Any:
@@ -215,6 +219,26 @@ def test_the_text_has_the_sites_the_figures_and_the_best_round() -> None:
     assert "  notice  round 2 went on without c" in text
 
 
+@pytest.mark.parametrize(("state", "running"), [("finished", False), ("stopped", False), ("training", False)])
+def test_nothing_is_said_of_the_sites_once_the_coordinator_has_ended(state: str, running: bool) -> None:
+    ended = status(state, {"a": site("training", batch=3, batches=9), "b": site(connected=False)}, running=running)
+    for text in (status_text(ended, now=NOW), shown(status_table(ended, now=NOW))):
+        assert "batch" not in text and "not connected" not in text
+    assert "  sites " not in status_text(ended, now=NOW)
+
+
+def test_the_readme_shows_the_measured_study() -> None:
+    with (ROOT / "docs/results/nuclei-rounds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    third = next(row for row in rows if row["round"] == "3")
+    keys = {"train_loss": "train/loss", "validation_dice": "validation/dice", "holdout_dice": "holdout/dice"}
+    last = {"round": 3, "seconds": third["seconds"]} | {name: third[key] for name, key in keys.items()}
+    rounds = load_study(ROOT / "deploy/studies/nuclei.yaml").training.rounds
+    readme = (ROOT / "README.md").read_text()
+    assert f"  last    {last_round({'last': last, 'rounds': rounds})}\n" in readme
+    assert f"nuclei: training, round 4 of {rounds}\n" in readme
+
+
 def test_what_a_site_says_cannot_steer_the_terminal() -> None:
     hostile = status("training", {"a": site("failed", reason="\x1b[2J\x07[bold]boo")}, notice="\x1b]0;x\x07")
     for text in (status_text(hostile, now=NOW), shown(status_table(hostile, now=NOW))):
@@ -255,13 +279,20 @@ def test_tables_show_what_there_is_and_a_dash_for_the_rest() -> None:
     assert rounds.splitlines()[-1].split() == ["1", "0.500", "–", "–", "5", "–"]
     holdout = shown(
         holdout_table(
-            {"dice": 0.9, "iou": 0.8, "site": {"b": {"dice": 0.9, "iou": 0.8, "cases": 2}, "a": {"cases": 3}}}
+            {
+                "dice": 0.9,
+                "iou": 0.8,
+                "cases": 9.0,
+                "site": {"b": {"dice": 0.9, "iou": 0.8, "cases": 2}, "a": {"cases": 3}},
+                "other": {"dice": 0.7, "iou": 0.6, "cases": 4},
+            }
         )
     )
     assert [line.split() for line in holdout.splitlines()[2:]] == [
         ["a", "–", "–", "3"],
         ["b", "0.900", "0.800", "2"],
-        ["all", "0.900", "0.800", "5"],
+        ["other", "0.700", "0.600", "4"],
+        ["all", "0.900", "0.800", "9"],
     ]
     variants = shown(
         variants_table({"variants": [{"name": "int8", "bytes": 123456, "dice": 0.9, "recommended": True}]})

@@ -147,6 +147,8 @@ def _by_modality(session: _Session, name: str, layout: Layout, findings: list[Fi
         # A description of MR that no rule knows may be any contrast, or a localizer. CT is CT.
         if modality is None and image.series.modality != "MR":
             modality = image.series.modality or "image"
+            if modality in layout.channel_map:
+                modality = None  # whoever says which series are the CT says that this one, such as a scout, is not
         if modality is None:
             others.append(image)
         else:

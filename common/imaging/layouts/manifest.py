@@ -16,6 +16,7 @@ from pathlib import Path
 from common.imaging.case import Case, Source
 from common.imaging.findings import Code, Finding
 from common.imaging.layouts.options import Found, Layout
+from common.imaging.layouts.tree import is_there
 
 CASES_TABLE = "cases.csv"
 PATIENTS_TABLE = "patients.csv"
@@ -50,7 +51,7 @@ def cases_of_table(folder: Path, layout: Layout) -> Found:
 
 def patients_of_table(folder: Path, findings: list[Finding]) -> dict[str, str]:
     """The patient of each case by `patients.csv`; empty where there is no such table."""
-    if not (folder / PATIENTS_TABLE).exists():
+    if not is_there(folder / PATIENTS_TABLE):
         return {}
     patients: dict[str, str] = {}
     for number, row in _rows(folder / PATIENTS_TABLE, ("case", "patient"), findings):
@@ -88,7 +89,8 @@ def _rows(path: Path, required: tuple[str, ...], findings: list[Finding]) -> lis
     columns = [column.strip() for column in table[0]] if table else []
     columns = [column.lower() if column.lower() in ("case", "patient", "label") else column for column in columns]
     missing = [column for column in required if column not in columns]
-    if missing or len(set(columns)) != len(columns) or "" in columns:
+    # Studies name modalities whatever the capitals: of T1 and t1 one would be lost.
+    if missing or len({column.lower() for column in columns}) != len(columns) or "" in columns:
         fault = f"has no column {missing[0]!r}" if missing else "has a column without a name, or one name twice"
         findings.append(Code.UNREADABLE.finding(f"table {path.name}: {fault}", file=path.name, advice=_ADVICE))
         return []

@@ -18,7 +18,7 @@ from pathlib import Path
 from common.imaging.case import Case, Source
 from common.imaging.findings import Code, Finding
 from common.imaging.layouts.options import Found, Layout
-from common.imaging.layouts.tree import Listing, list_folder, short_list
+from common.imaging.layouts.tree import Listing, is_folder, list_folder, short_list
 from common.imaging.readers import SUFFIXES, suffix_of
 
 _FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
@@ -31,7 +31,7 @@ _SILENT = re.compile(
 
 def image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
     """The two folders of the layout by pairs, where `folder` has them; the second may be missing."""
-    return next(((folder / image, folder / label) for image, label in _FOLDERS if (folder / image).is_dir()), None)
+    return next(((folder / image, folder / label) for image, label in _FOLDERS if is_folder(folder / image)), None)
 
 
 def cases_of_pairs(images: Path, labels: Path, layout: Layout) -> Found:
@@ -39,7 +39,7 @@ def cases_of_pairs(images: Path, labels: Path, layout: Layout) -> Found:
     found = Found()
     image_files = _by_name(list_folder(images), images.name, found.findings)
     label_files: dict[str, Path] = {}
-    if labels.is_dir():
+    if is_folder(labels):
         label_files = _by_name(list_folder(labels), labels.name, found.findings)
     else:
         message = f"{images.name}/ has no {labels.name}/ beside it"
@@ -77,6 +77,7 @@ def cases_beside_labels(listings: Sequence[tuple[Path, Listing]], layout: Layout
                     part.findings.append(_twice(name, [labels[name], path]))
                 labels[name] = path
         _join(everything, labels, layout, {}, part)
+        found.taken_for.extend(part.taken_for)
         by_folder.append((folder, part))
     count: defaultdict[str, int] = defaultdict(int)
     for _, part in by_folder:
@@ -164,6 +165,8 @@ def _join(
             )
         else:
             parts[name][modality] = Source(images[stem])
+            if modality:
+                found.taken_for.append((stem.removeprefix(name).lstrip("_-. "), modality))
     for name in sorted(parts):
         label = labels.get(name)
         patient = layout.patient_in(name) or name

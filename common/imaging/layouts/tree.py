@@ -51,11 +51,33 @@ def list_folder(folder: Path) -> Listing:
                     advice="Rename it, with letters, digits and signs of UTF-8.",
                 )
             )
-        elif path.is_dir():
-            listing.folders.append(path)
-        else:
-            listing.files.append(path)
+            continue
+        try:
+            (listing.folders if path.is_dir() else listing.files).append(path)
+        except OSError as error:
+            # The folder may be listed, but not searched.
+            message = f"{path.name}: cannot be looked at ({error.strerror})"
+            advice = "Give the user that runs the site the right to search its folder."
+            listing.findings.append(
+                Code.UNREADABLE_FOLDER.finding(message, case=path.name, file=path.name, advice=advice)
+            )
     return listing
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; False where its folder may not be searched, which `list_folder` tells."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder; False as for `is_there`."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, Listing]]:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from common.errors import IdentityError
+from common.errors import IdentityError, RunFolderError, UsageError
 from common.security import certificates
 from common.security.certificates import (
     create_authority,
@@ -270,3 +270,24 @@ def test_mutual_tls_refuses_strangers_and_wrong_roles(folder: Path, tmp_path: Pa
         shake_hands(context(folder / "sites" / "south", ssl.Purpose.CLIENT_AUTH), north)
     with pytest.raises(ssl.SSLError):  # the coordinator that poses as a site
         shake_hands(server, context(folder / "coordinator", ssl.Purpose.SERVER_AUTH))
+
+
+def test_a_coordinator_s_certificate_for_other_hosts_is_not_kept_in_silence(folder: Path) -> None:
+    with pytest.raises(IdentityError, match=r"is not for rounds\.example\.org; move .*coordinator away"):
+        ensure_simulation_identities(folder, "nuclei", ["north"], [*HOSTS, "rounds.example.org"])
+    ensure_simulation_identities(folder, "nuclei", ["north"], ["LOCALHOST"])  # names of hosts have no case
+    (folder / "coordinator").rename(folder / "before")
+    ensure_simulation_identities(folder, "nuclei", ["north"], ["rounds.example.org"])
+    assert load_identity(folder / "coordinator").authority == load_identity(folder / "before").authority
+
+
+def test_a_host_that_is_none_is_bad_usage_and_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'bad host:99'"):
+        ensure_simulation_identities(tmp_path / "new", "nuclei", ["north"], ["bad host:99"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match=r"file/new: cannot be made \(Not a directory\)"):
+        ensure_simulation_identities(tmp_path / "file" / "new", "nuclei", ["north"], HOSTS)

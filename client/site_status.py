@@ -1,0 +1,156 @@
+"""What a site says of itself in its work folder, and the lock by which others see whether it still runs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from common.errors import RunFolderError, WardroundError
+
+STOPPED = "stopped"
+FINISHED = "finished"
+_LOCK_SECONDS = 5.0  # a killed site takes a moment to go, and `wardround-site status` holds the lock for an instant
+
+
+class SiteStatus:
+    """Keeps a site's `status.json`, and holds its work folder from its making until `end`.
+
+    The system releases the lock of a process that ends in whatever way; so a status can be told from what is left of
+    one.
+
+    Raises
+    ------
+    RunFolderError : the folder cannot be made or written, or another site runs with it.
+    """
+
+    def __init__(self, folder: Path, study: str, site: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder}: the work folder cannot be made ({error.strerror}); choose another --work"
+            ) from error
+        self._path = _status_path(folder)
+        self._fields: dict[str, Any] = {"study": study, "site": site, "state": "starting"}
+        self._lock: IO[str] | None = None
+        try:
+            self._lock = _locked(folder)
+            self._write()
+        except OSError as error:
+            raise RunFolderError(
+                f"{self._path}: cannot be written ({error.strerror}); choose another --work, or free space"
+            ) from error
+
+    def __call__(self, fields: dict[str, Any]) -> None:
+        """Takes over these fields; the others stay."""
+        self._fields.update(fields)
+        self._try_to_write()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The site has ended, for this reason if it was one; once it has, nothing more happens here."""
+        if self._lock is None:
+            return
+        self._fields = _ended(self._fields)
+        if isinstance(error, WardroundError):
+            self._fields["notice"] = str(error)
+        self._try_to_write()
+        self._lock.close()
+        self._lock = None
+
+    def __enter__(self) -> SiteStatus:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.end(error)
+
+    def _try_to_write(self) -> None:
+        try:
+            self._write()
+        except OSError as error:  # status is for watching; the site goes on without
+            logging.warning("%s: cannot be written (%s)", self._path, error.strerror)
+
+    def _write(self) -> None:
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._fields))
+        partial.replace(self._path)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What the site of this work folder last said, and `running`: whether it is alive now.
+
+    Of a site that is not, `state` is ``stopped`` (`last_state` says where) or ``finished``.
+
+    Raises
+    ------
+    RunFolderError : no site was started here, or its status cannot be read.
+    """
+    path = _status_path(folder)
+    try:
+        # The lock first: what a site says while it ends is then never taken for what a killed one left.
+        running = _is_locked(folder)
+        fields: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: no status there; give the --work folder of a site that was started") from error
+    return {**(fields if running else _ended(fields)), "running": running}
+
+
+def status_text(status: dict[str, Any]) -> str:
+    """A status of `read_status` in words: what the site does, and what to do where it has stopped."""
+    batch = f", batch {status['batch']} of {status['batches']}" if status.get("batches") else ""
+    where = f", round {status['round']}{batch}" if "round" in status else ""
+    state = status["state"]
+    if state == STOPPED:
+        state = f"{STOPPED}, last seen {status['last_state']}"
+    lines = [f"{status['site']} in study {status['study']}: {state}{where}"]
+    if status.get("notice"):
+        lines.append(status["notice"])
+    if status["state"] == STOPPED:
+        lines.append("Start it again with the same command; it goes on where the study stands.")
+    return "\n".join(lines)
+
+
+def _ended(fields: dict[str, Any]) -> dict[str, Any]:
+    """The last words of a site that runs no more."""
+    if fields["state"] in (STOPPED, FINISHED):
+        return fields
+    return {**fields, "state": STOPPED, "last_state": fields["state"], "notice": ""}
+
+
+def _status_path(folder: Path) -> Path:
+    return folder / "status.json"
+
+
+def _lock_path(folder: Path) -> Path:
+    return folder / "site.lock"
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The lock, which whoever holds the file open holds. Raises RunFolderError where another site does."""
+    file = _lock_path(folder).open("w")
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > end:
+                file.close()
+                raise RunFolderError(
+                    f"{folder}: another site runs with this work folder; stop it first, or give each its own --work"
+                ) from None
+        time.sleep(0.05)
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with _lock_path(folder).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False

@@ -1,0 +1,181 @@
+"""`wardround-site status`: what it says of sites that start, work, were stopped, killed, or have ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import cli, site_status
+from client.cli import main
+from client.site_status import SiteStatus
+from common.errors import DataError, RunFolderError
+
+TRAINING = {"state": "training", "round": 1, "batch": 49, "batches": 80, "notice": ""}
+AGAIN = "Start it again with the same command; it goes on where the study stands.\n"
+
+
+@pytest.fixture
+def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What `wardround-site status` prints of the work folder."""
+
+    def call(*options: str) -> str:
+        assert main(["status", "--work", str(tmp_path), *options]) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[SiteStatus]:
+    with SiteStatus(tmp_path, "nuclei", "north") as status:
+        yield status
+
+
+def test_a_site_is_starting_from_the_first_moment(site: SiteStatus, said: Callable[..., str]) -> None:
+    assert said() == "north in study nuclei: starting\n"
+    site({"notice": "checking its data"})
+    assert said() == "north in study nuclei: starting\nchecking its data\n"
+
+
+def test_a_working_site_says_round_and_batch(site: SiteStatus, said: Callable[..., str]) -> None:
+    site(TRAINING)
+    assert said() == "north in study nuclei: training, round 1, batch 49 of 80\n"
+    assert json.loads(said("--json")) == {**TRAINING, "study": "nuclei", "site": "north", "running": True}
+
+
+def test_a_stopped_site_is_no_longer_working(site: SiteStatus, said: Callable[..., str]) -> None:
+    site(TRAINING)
+    site.end()
+    assert said() == f"north in study nuclei: stopped, last seen training, round 1, batch 49 of 80\n{AGAIN}"
+    found = json.loads(said("--json"))
+    assert (found["state"], found["last_state"], found["running"]) == ("stopped", "training", False)
+
+
+def test_a_site_that_failed_says_why(site: SiteStatus, said: Callable[..., str]) -> None:
+    site({"notice": "checking its data"})
+    site.end(DataError("image 0003.tif: cannot be read"))
+    assert said() == f"north in study nuclei: stopped, last seen starting\nimage 0003.tif: cannot be read\n{AGAIN}"
+
+
+def test_a_finished_site_stays_finished(site: SiteStatus, said: Callable[..., str]) -> None:
+    site({"state": "finished", "notice": "study nuclei is complete"})
+    site.end()
+    assert said() == "north in study nuclei: finished\nstudy nuclei is complete\n"
+
+
+def test_a_killed_site_is_stopped_and_can_be_started_again(tmp_path: Path, said: Callable[..., str]) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from client.site_status import SiteStatus\n"
+        f"status = SiteStatus(Path(sys.argv[1]), 'nuclei', 'north'); status({TRAINING!r})\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        assert said() == "north in study nuclei: training, round 1, batch 49 of 80\n"
+        process.kill()
+    assert said() == f"north in study nuclei: stopped, last seen training, round 1, batch 49 of 80\n{AGAIN}"
+    assert json.loads(said("--json"))["running"] is False
+    with SiteStatus(tmp_path, "nuclei", "north"):
+        assert said() == "north in study nuclei: starting\n"
+
+
+def test_two_sites_do_not_share_a_work_folder(
+    site: SiteStatus, tmp_path: Path, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_status, "_LOCK_SECONDS", 0.1)
+    with pytest.raises(RunFolderError, match="another site runs with this work folder"):
+        SiteStatus(tmp_path, "nuclei", "south")
+    assert said().startswith("north in")
+
+
+def test_a_folder_without_a_site_has_no_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--work", str(tmp_path)]) == 7
+    assert "no status there; give the --work folder" in capsys.readouterr().err
+
+
+def test_a_work_folder_that_cannot_be_made_ends_in_7(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="cannot be made"):
+        SiteStatus(tmp_path / "file" / "work", "nuclei", "north")
+
+
+class _Agent:
+    """Works until it is stopped; or fails."""
+
+    def __init__(self, status: SiteStatus, error: Exception | None = None) -> None:
+        self._status, self._error = status, error
+        self._stopping = threading.Event()
+
+    def run(self) -> str:
+        self._status(TRAINING)
+        if self._error is not None:
+            raise self._error
+        os.kill(os.getpid(), signal.SIGINT)
+        assert self._stopping.wait(20)
+        return ""
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """`_run` takes over the process's signals; gives them back."""
+    kept: list[tuple[int, Any]] = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in kept:
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_after_ctrl_c_a_site_is_stopped(site: SiteStatus, said: Callable[..., str]) -> None:
+    assert cli._run([_Agent(site)], ["north"], [site]) == 130
+    assert "stopped, last seen training" in said()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_site_that_fails_is_stopped_while_another_of_its_process_goes_on(
+    site: SiteStatus, tmp_path: Path, said: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    with SiteStatus(tmp_path / "other", "nuclei", "south") as other, pytest.raises(DataError):
+        cli._run(
+            [_Agent(site, DataError("image 0003.tif: cannot be read")), _Agent(other)],
+            ["north", "south"],
+            [site, other],
+        )
+    assert "stopped, last seen training" in said() and "0003.tif" in said()
+
+
+def test_start_says_starting_while_it_checks_its_data(
+    tmp_path: Path, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from common.security.certificates import ensure_simulation_identities
+    from common.study import parse_study
+    from server.simulation.hospitals import example_study
+
+    study = parse_study(example_study(), "example study")
+    (tmp_path / "study.yaml").write_text(example_study())
+    ensure_simulation_identities(tmp_path / "identities", study.name, ["north"], ["localhost"])
+    seen: list[str] = []
+
+    def check(*_: Any) -> None:
+        seen.append(said())
+        raise DataError("image 0003.tif: cannot be read")
+
+    monkeypatch.setattr(cli, "_dataset", check)
+    command = ["start", str(tmp_path / "study.yaml"), "--site", "north", "--data", str(tmp_path)]
+    command += ["--identity", str(tmp_path / "identities" / "sites" / "north"), "--coordinator", "localhost:1"]
+    assert main([*command, "--work", str(tmp_path)]) == 3
+    assert seen == [f"north in study {study.name}: starting\nchecking its data\n"]
+    assert "stopped, last seen starting\nimage 0003.tif" in said()
