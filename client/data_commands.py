@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -40,7 +41,11 @@ def add(options: argparse.Namespace) -> int:
     cases = registry.cases(data_set.name)
     check = registry.check([data_set.name], on_case=_progress("examining"))
     if options.json:
-        print(json.dumps(_described(data_set) | {"check": _report(data_set, check).to_json()}))
+        names = [
+            {"description": name, "modality": modality or None, "count": count}
+            for (name, modality), count in data_set.taken_for.items()
+        ]
+        print(json.dumps(_described(data_set) | {"taken_for": names, "check": _report(data_set, check).to_json()}))
         return 0
     patients = {case.patient for case in cases}
     modalities = Counter(modality or "image" for case in cases for modality in case.images)
@@ -52,6 +57,13 @@ def add(options: argparse.Namespace) -> int:
     if cases:
         _say(f"  images  {', '.join(f'{name} {count}' for name, count in sorted(modalities.items()))}")
         _say(f"  labels  {labelled}" + (f", read as {label_map}" if label_map else ""))
+    if data_set.taken_for:
+        _say("  taken for, by name; where one is wrong, give --channel-map 'NAME=PATTERN'")
+        named = [
+            (f"    {printable(name)}", modality or "left out", str(count))
+            for (name, modality), count in data_set.taken_for.items()
+        ]
+        _print_table(("    description", "modality", "images"), named)
     if layout.patient_pattern and data_set.arrangement != "dicom":
         unknown = [case.name for case in cases if layout.patient_in(case.name) is None]
         if unknown:
@@ -159,10 +171,18 @@ def _write_html(path: Path, report: DataReport, data_set: DataSet, check: Check)
     classes = data_set.label_map.classes if data_set.label_map else None
     pictures = draw_thumbnails(report, cases, label_map=classes, on_case=_progress("drawing"))
     try:
-        # Names of cases and pictures of patients are for whoever runs the site, as the registry is.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(render_html(report, pictures))
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is no file; choose another --html")
+        # Names of cases and pictures of patients are for whoever runs the site, as the registry is: a new file takes
+        # the place of an old one, whose rights and readers may be others.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(render_html(report, pictures))
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     except OSError as error:
         raise DataError(
             f"{path}: the report cannot be written ({error.strerror}); choose another --html in a folder that exists"

@@ -53,8 +53,6 @@ class RegistryFile:
         with self._guarded():
             try:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-                if path.stat().st_mode & 0o077:
-                    path.chmod(0o600)  # the files beside it take their rights from it
             except OSError as error:
                 raise RunFolderError(
                     f"{path}: the registry cannot be opened ({error.strerror}); choose another --registry, or give "
@@ -63,6 +61,7 @@ class RegistryFile:
             self._database = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
+                self._close_to_others()
             except BaseException:
                 self._database.close()
                 raise
@@ -112,18 +111,28 @@ class RegistryFile:
         """What to raise where a row does not hold what was written."""
         return self._damaged(f"{type(error).__name__} in a row")
 
+    def _close_to_others(self) -> None:
+        """Only now that the file is known to be a registry: another program's keeps its rights."""
+        try:
+            for path in (self.path, *(self.path.with_name(self.path.name + end) for end in ("-wal", "-shm"))):
+                if path.exists() and path.stat().st_mode & 0o077:
+                    path.chmod(0o600)
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path}: the registry can be read by others, and not be closed to them ({error.strerror}); choose "
+                "another --registry"
+            ) from error
+
     def _prepare(self) -> None:
         database = self._database
         database.execute("PRAGMA foreign_keys = ON")
         application, version = self._identity()
         if (application, version) == (0, 0):
+            self._refuse_tables()
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("BEGIN IMMEDIATE")
             # Another process may have been first.
             if self._identity() == (0, 0):
-                if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    database.execute("ROLLBACK")
-                    raise self._damaged("it holds another program's tables")
                 for statement in _SCHEMA:
                     database.execute(statement)
             database.execute("COMMIT")

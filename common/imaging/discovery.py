@@ -5,6 +5,8 @@ No pixel is read. Whatever is wrong becomes a finding; only a folder that cannot
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +14,13 @@ from typing import Literal
 from common.imaging.case import Case
 from common.imaging.findings import Code, Finding
 from common.imaging.layouts.dicom_sessions import cases_of_sessions
-from common.imaging.layouts.manifest import CASES_TABLE, cases_of_table, patients_of_table
+from common.imaging.layouts.manifest import (
+    CASES_TABLE,
+    cases_of_table,
+    cases_without_rows,
+    patients_of_table,
+    rows_without_cases,
+)
 from common.imaging.layouts.named_files import (
     cases_beside_labels,
     cases_of_pairs,
@@ -20,10 +28,11 @@ from common.imaging.layouts.named_files import (
     image_and_label_folders,
 )
 from common.imaging.layouts.options import Found, Layout
-from common.imaging.layouts.tree import Listing, require_listable, short_list, walk
+from common.imaging.layouts.tree import Listing, is_there, require_listable, short_list, walk
 from common.imaging.readers import suffix_of
 
 Arrangement = Literal["table", "pairs", "side by side", "dicom", "none"]
+TakenFor = Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,14 @@ class Discovery:
     findings : what could not be made a case of, or could in two ways. An error about a case keeps it out.
     arrangement : how the folder was understood: "table" (`cases.csv`), "pairs" (`images/` and `labels/`), "side by
         side" (images and labels in one folder), "dicom" (patients, sessions and series), or "none".
+    taken_for : (what a series or file calls itself, the modality that was made of it, "" for none) -> how many there
+        are; empty where a table or numbers say it.
     """
 
     cases: list[Case] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     arrangement: Arrangement = "none"
+    taken_for: TakenFor = field(default_factory=dict)
 
 
 def discover(folder: Path, layout: Layout | None = None) -> Discovery:
@@ -61,7 +73,7 @@ def discover(folder: Path, layout: Layout | None = None) -> Discovery:
     """
     layout = layout or Layout()
     require_listable(folder)
-    if (folder / CASES_TABLE).exists():
+    if is_there(folder / CASES_TABLE):
         return _discovery(folder, cases_of_table(folder, layout), "table")
     pairs = image_and_label_folders(folder)
     if pairs:
@@ -98,11 +110,17 @@ def _with_patients(folder: Path, found: Found) -> Found:
     """The cases with the patients that `patients.csv` gives them."""
     patients = patients_of_table(folder, found.findings)
     cases = [replace(case, patient=patients.get(case.name, case.patient)) for case in found.cases]
-    return Found(cases, found.findings)
+    if patients:
+        # Of a case that is kept out already, its own finding says why.
+        known = {case.name for case in found.cases} | {finding.case for finding in found.findings}
+        found.findings.extend(rows_without_cases(sorted(patients.keys() - known)))
+        found.findings.extend(cases_without_rows(sorted({case.name for case in cases} - patients.keys())))
+    return Found(cases, found.findings, found.taken_for)
 
 
 def _discovery(folder: Path, found: Found, arrangement: Arrangement) -> Discovery:
     if found.cases:
-        return Discovery(sorted(found.cases, key=lambda case: case.name), found.findings, arrangement)
+        cases = sorted(found.cases, key=lambda case: case.name)
+        return Discovery(cases, found.findings, arrangement, dict(sorted(Counter(found.taken_for).items())))
     nothing = Code.NO_CASES.finding(f"{folder.name or folder} holds no image that could be a case")
     return Discovery([], [*found.findings, nothing], "none")

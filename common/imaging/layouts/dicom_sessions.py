@@ -102,16 +102,17 @@ def cases_of_sessions(root: Path, tree: Sequence[tuple[Path, Listing]], layout: 
             found.findings.extend(_lonely(label) for label in session.labels)
     whole = [session for session in sessions.values() if session.images]
     for session, name in zip(whole, _names(whole), strict=True):
-        found.cases.append(_case(session, name, root, layout, found.findings))
+        found.cases.append(_case(session, name, root, layout, found))
     found.findings.extend(_left_out(ignored, without_images))
     return found
 
 
-def _case(session: _Session, name: str, root: Path, layout: Layout, findings: list[Finding]) -> Case:
+def _case(session: _Session, name: str, root: Path, layout: Layout, found: Found) -> Case:
+    findings = found.findings
     label = _choose_label(session, name, layout, findings)
     preferred = label.refers_to if label else frozenset()
     images = {}
-    for modality, candidates in _by_modality(session, name, layout, findings).items():
+    for modality, candidates in _by_modality(session, name, layout, found).items():
         referred = [image for image in candidates if image.series.uid in preferred]
         chosen = referred if len(referred) == 1 else candidates
         images[modality] = chosen[0].source
@@ -139,7 +140,7 @@ def _case(session: _Session, name: str, root: Path, layout: Layout, findings: li
     return Case(name, patient, images, label.source if label else None)
 
 
-def _by_modality(session: _Session, name: str, layout: Layout, findings: list[Finding]) -> dict[str, list[_Image]]:
+def _by_modality(session: _Session, name: str, layout: Layout, found: Found) -> dict[str, list[_Image]]:
     named: defaultdict[str, list[_Image]] = defaultdict(list)
     others: list[_Image] = []
     for image in session.images:
@@ -155,9 +156,11 @@ def _by_modality(session: _Session, name: str, layout: Layout, findings: list[Fi
             named[modality].append(image)
     if not named:
         named["MR"], others = others, []
+    found.taken_for.extend((image.description, modality) for modality, images in named.items() for image in images)
+    found.taken_for.extend((image.description, "") for image in others)
     if others:
         descriptions = short_list([image.description for image in others])
-        findings.append(
+        found.findings.append(
             Code.IGNORED_FILE.finding(
                 f"series of no known modality: {descriptions}",
                 case=name,

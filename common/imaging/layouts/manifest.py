@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from pathlib import Path
 
 from common.imaging.case import Case, Source
 from common.imaging.findings import Code, Finding
 from common.imaging.layouts.options import Found, Layout
-from common.imaging.layouts.tree import is_there
+from common.imaging.layouts.tree import is_there, short_list
 
 CASES_TABLE = "cases.csv"
 PATIENTS_TABLE = "patients.csv"
@@ -55,6 +56,7 @@ def patients_of_table(folder: Path, findings: list[Finding]) -> dict[str, str]:
         return {}
     patients: dict[str, str] = {}
     for number, row in _rows(folder / PATIENTS_TABLE, ("case", "patient"), findings):
+        row["case"] = unicodedata.normalize("NFC", row["case"])  # as names of files are
         if not row["case"] or not row["patient"] or patients.get(row["case"], row["patient"]) != row["patient"]:
             findings.append(
                 Code.UNREADABLE.finding(
@@ -67,6 +69,33 @@ def patients_of_table(folder: Path, findings: list[Finding]) -> dict[str, str]:
         else:
             patients[row["case"]] = row["patient"]
     return patients
+
+
+def rows_without_cases(names: list[str]) -> list[Finding]:
+    """An error about the folder: a name that is written in another way leaves its case without its patient."""
+    if not names:
+        return []
+    return [
+        Code.UNREADABLE.finding(
+            f"{PATIENTS_TABLE}: no case is called {short_list(names)}",
+            file=PATIENTS_TABLE,
+            advice="Write the names as `data check` does, or remove the rows: otherwise cases of one patient may train "
+            "and validate.",
+        )
+    ]
+
+
+def cases_without_rows(names: list[str]) -> list[Finding]:
+    """A warning about the folder: each of these cases counts as a patient of its own."""
+    if not names:
+        return []
+    return [
+        Code.IGNORED_FILE.finding(
+            f"{PATIENTS_TABLE}: has no row for {short_list(names)}",
+            file=PATIENTS_TABLE,
+            advice="Add the rows, unless each of these cases is a patient's only one.",
+        )
+    ]
 
 
 def _rows(path: Path, required: tuple[str, ...], findings: list[Finding]) -> list[tuple[int, dict[str, str]]]:

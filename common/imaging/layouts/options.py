@@ -11,14 +11,29 @@ from common.errors import UsageError
 from common.imaging.case import Case
 from common.imaging.findings import Finding
 
+# How hospitals write "contrast agent", in the languages that are met, with or without what it is made of.
+_AGENT = r"(i\.?v\.?[\W_]*)?(contrast|contrasto|contraste|kontrast|km|gado\w*|gad|gd|ce|c)(?![a-z])"
+_WITHOUT = r"(?<![a-z])(w/o|w\.o\.?|wo|without|no|non|sans|sin|senza|ohne|vor|avant)(?![a-z])[\W_]*"
 # The first that is found in a series' description decides; the order tells "T2 FLAIR" from T2, and T1 with contrast
-# agent from T1. What says no more than T1 is T1 without.
-_DEFAULT_RULES = (
+# agent from T1. What says no more than T1 is T1 without. None: it may be several, or is another contrast, and is not
+# guessed.
+_DEFAULT_RULES: tuple[tuple[str | None, str], ...] = (
+    (None, r"(?<![a-z])(dwi|adc|dti|swi|swan|dsc|dce|trace)(?![a-z])"),
+    (None, r"t1.*flair|flair.*t1"),
     ("FLAIR", r"flair"),
-    ("T1pre", r"t1.{0,12}pre|pre.{0,12}t1|t1.*(without|nativ|non?.?contrast)"),
-    ("T1post", r"t1w?[\W_]*c(e|\+)?(?![a-z])|t1.*(post|\+|gd|gad|contrast)|(post|gd|gad).{0,12}t1"),
+    (None, r"t1.*((?<![a-z0-9])w(ith)?[\W_]*(and|&|\+|/|und)?[\W_]*w(/?o|ithout)(?![a-z])|pre[\W_]*(and|&|\+|/)?[\W_]*post)"),
+    (None, r"t[12]\w*[\W_]*map|t2w?[\W_]*(\*|star)"),
+    ("T1pre", rf"t1.*{_WITHOUT}{_AGENT}|{_WITHOUT}{_AGENT}.*t1|t1.*(w/o|without|nativ|unenhanced|non?[\W_]*(enh|contr))"
+     r"(?![\W_]*(fs|fat))"),
+    ("T1pre", r"t1.*(?<![a-vx-z])pre(?![a-z])|t1.*pre[\W_]*(contr|kontr|gd|gad|km)|(?<![a-z])pre(?![a-z]).{0,12}t1"
+     r"|(?<![a-z])pre[\W_]*(contr|kontr|gd|gad|km).{0,12}t1"),
+    ("T1pre", r"t1.*[\s_(]-c(?![a-z]|[\W_]*sp)|t1w?[\W_]*c-(?=$|[\s_.)])"),
+    (None, r"t1w?\s*-\s*c(?![a-z+]|[\W_]*sp)"),  # a minus or a hyphen
+    ("T1post", r"t1w?[\W_]*c(e|\+)?(?![a-z]|[\W_]*sp)|t1.*(?<![a-z])(ce|km)(?![a-z])"
+     r"|t1.*(post(?!er)|\+|(?<![a-vx-z])(gd|gad)|contr|kontr|enhanced)"
+     r"|((?<![a-z])post(?!er)|(?<![a-z])(gd|gad|ce|km)|\+c).{0,12}t1"),
     ("T1pre", r"(?<![a-z0-9])t1(?![0-9])"),
-    ("T2", r"(?<![a-z0-9])t2(?![0-9*])"),  # T2* is another contrast
+    ("T2", r"(?<![a-z0-9])t2(?![0-9])"),
     ("CT", r"(?<![a-z0-9])ct(?![a-z0-9])"),
 )
 _DEFAULT_LABEL = r"(?<![a-z])(mask|masks|segm|seg|label|labels|segmentation|gt)(?![a-z])|mask.?tumou?r|tumou?r.?mask"
@@ -82,10 +97,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Found:
-    """What one way of looking at a folder gave."""
+    """What one way of looking at a folder gave; `taken_for` has what each image calls itself and its modality ("" for
+    none), where names or descriptions decide."""
 
     cases: list[Case] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    taken_for: list[tuple[str, str]] = field(default_factory=list)
 
 
 def _compiled(what: str, pattern: str) -> re.Pattern[str]:
