@@ -25,7 +25,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -112,7 +112,7 @@ class CaseCache:
         self._warned = False
         if not self._storing:
             with contextlib.suppress(OSError):
-                self._remove_entries()
+                self._remove_others(())
             return
         try:
             _make_private(folder)
@@ -148,19 +148,19 @@ class CaseCache:
                 self._store(key, prepared)
         return _read_only(prepared)
 
-    def clear(self) -> None:
-        """Removes every entry, as when a data set is removed from the site.
+    def keep_only(self, keys: Collection[str]) -> None:
+        """Removes all other entries: the images of a case that was withdrawn, or prepared otherwise, do not stay.
 
         Raises
         ------
         DataError : the system does not let an entry be removed.
         """
         try:
-            self._remove_entries()
+            self._remove_others(keys)
         except OSError as error:
             raise DataError(
-                f"{self._folder}: the cache of prepared cases cannot be emptied ({error.strerror}); it holds images: "
-                "check its owner, or remove the folder"
+                f"{self._folder}: old entries of the cache of prepared cases cannot be removed ({error.strerror}); "
+                "they hold images: check the folder's owner, or remove it"
             ) from error
 
     # Reading. ----------------------------------------------------------------------------------------------------
@@ -253,12 +253,13 @@ class CaseCache:
             self._verified.pop(entry.path.name.removesuffix(_SUFFIX), None)
             total -= entry.size
 
-    def _remove_entries(self) -> None:
+    def _remove_others(self, keys: Collection[str]) -> None:
         with contextlib.suppress(FileNotFoundError):
             for entry in self._entries():
-                if not entry.partial:
+                key = entry.path.name.removesuffix(_SUFFIX)
+                if not entry.partial and key not in keys:
                     entry.path.unlink(missing_ok=True)
-        self._verified.clear()
+                    self._verified.pop(key, None)
 
     def _entries(self) -> Iterator[_Entry]:
         """The cache's files, also those that are still being written; nothing else in the folder."""

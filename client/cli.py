@@ -166,7 +166,9 @@ def _dataset(study: Study, site: str, data: str, work: Path, registry: Path | No
     for finding in cases.findings:
         if finding.level == "error":
             logging.warning("%s: %s %s", site, finding.code, printable(finding.message))
-    dataset = SiteDataset(study, site, cases, CaseCache(work / "cache", int(cache_gb * 1e9)))
+    cache = CaseCache(work / "cache", int(cache_gb * 1e9))
+    cache.keep_only({cases.key(case, study) for case in cases.cases})
+    dataset = SiteDataset(study, site, cases, cache)
     logging.info(
         "%s: %d training and %d validation cases, %d kept out by errors, %d warnings",
         site,

@@ -113,7 +113,7 @@ def test_a_case_in_use_outlives_its_entry(tmp_path: Path) -> None:
     cache = CaseCache(tmp_path, LIMIT)
     cache.get(_key(1), _prepared)
     held = cache.get(_key(1), _never)
-    cache.clear()
+    cache.keep_only(())
     assert not _entries(tmp_path)
     _same(held, _prepared())
 
@@ -347,12 +347,19 @@ def test_what_others_add_and_write_counts(tmp_path: Path) -> None:
     assert _kept(tmp_path) == {5} and partial.exists()
 
 
+def test_cases_that_are_no_longer_wanted_do_not_stay(tmp_path: Path) -> None:
+    cache = CaseCache(tmp_path, LIMIT)
+    _used(cache, 1, 2, 3)
+    cache.keep_only([_key(2), _key(9)])
+    assert _kept(tmp_path) == {2}
+
+
 def test_files_that_are_not_the_caches_are_left_alone(tmp_path: Path) -> None:
     for name in ("notes.txt", "x.case", ".hidden.partial"):
         (tmp_path / name).write_bytes(bytes(10_000))
     cache = CaseCache(tmp_path, _size_of_one())
     _used(cache, 1, 2)
-    cache.clear()
+    cache.keep_only(())
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "x.case", ".hidden.partial", "lock"}
 
 
