@@ -179,9 +179,9 @@ def _write_html(path: Path, report: DataReport, data_set: DataSet, check: Check)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(render_html(report, pictures))
-            os.replace(temporary, path)
+            Path(temporary).replace(path)
         except BaseException:
-            os.unlink(temporary)
+            Path(temporary).unlink()
             raise
     except OSError as error:
         raise DataError(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.case_cache import CaseCache
-from client.registry_rows import files_mark
+from client.registry_rows import files_mark, same_content
 from client.selection import SiteCases
 from common.errors import DataError
 from common.imaging.case import Case
@@ -217,7 +217,8 @@ class SiteDataset:
         def prepare() -> Prepared:
             before = files_mark(case)
             prepared = load_case(case, self._study, self._cases.label_map)
-            if not self._cases.marks[case.name] == before == files_mark(case):
+            untouched = self._cases.marks[case.name] == before == files_mark(case)
+            if not untouched and not same_content(case, self._cases.facts[case.name]):
                 raise DataError(
                     f"case {case.name}: its files have changed since they were checked. Start the site again, which "
                     "checks them anew."

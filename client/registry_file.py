@@ -119,8 +119,8 @@ class RegistryFile:
                     path.chmod(0o600)
         except OSError as error:
             raise RunFolderError(
-                f"{self.path}: the registry can be read by others, and not be closed to them ({error.strerror}); choose "
-                "another --registry"
+                f"{self.path}: the registry can be read by others, and not be closed to them ({error.strerror}); "
+                "choose another --registry"
             ) from error
 
     def _prepare(self) -> None:
@@ -128,7 +128,7 @@ class RegistryFile:
         database.execute("PRAGMA foreign_keys = ON")
         application, version = self._identity()
         if (application, version) == (0, 0):
-            self._refuse_tables()
+            self._refuse_tables()  # before the first change
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("BEGIN IMMEDIATE")
             # Another process may have been first.
@@ -144,6 +144,15 @@ class RegistryFile:
                 f"{self.path}: the registry is of version {version}, this Wardround reads version {_VERSION}; use the "
                 "Wardround it was made with, or move it away and add the data sets again"
             )
+
+    def _refuse_tables(self) -> None:
+        self._database.execute("BEGIN")  # so that both are read from one state
+        try:
+            foreign = self._identity() == (0, 0) and self._database.execute("SELECT 1 FROM sqlite_master").fetchone()
+        finally:
+            self._database.execute("COMMIT")
+        if foreign:
+            raise self._damaged("it holds another program's tables")
 
     def _identity(self) -> tuple[int, int]:
         application = self._database.execute("PRAGMA application_id").fetchone()[0]

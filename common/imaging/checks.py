@@ -212,7 +212,8 @@ def _examine_label(
 def _read_label(source: Source, grids: Sequence[Volume], requirements: Requirements | None) -> Volume:
     """On the first of the grids that it lies on. Raises Refused for the first where it lies on none."""
     first: Refused | None = None
-    for grid in grids or [None]:
+    candidates: Sequence[Volume | None] = grids or [None]
+    for grid in candidates:
         dimensions = requirements.dimensions if requirements else _dimensions_of(grid)
         try:
             return read(source, dimensions, is_label=True, grid=grid)

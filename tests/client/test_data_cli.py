@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,11 +93,23 @@ def test_a_folder_without_cases_is_registered_and_fails_its_check(
 def test_the_html_report_is_private_and_names_the_findings(folder: Path, study: Path, tmp_path: Path) -> None:
     main(["data", "add", "cells", str(folder)])
     report = tmp_path / "report.html"
+    report.write_text("of before")
+    report.chmod(0o644)
     assert main(["data", "check", "cells", "--study", str(study), "--html", str(report)]) == 0
     text = report.read_text("utf-8")
     assert "E204" in text and "data:image/png;base64," in text
     assert report.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".report")] == []
     assert main(["data", "check", "cells", "--html", str(tmp_path / "nowhere" / "report.html")]) == 3
+    assert main(["data", "check", "cells", "--html", "/dev/null"]) == 3 and Path("/dev/null").is_char_device()
+
+
+def test_adding_shows_what_names_were_taken_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "brain").mkdir()
+    for name in (f"{case}_{kind}" for case in "ab" for kind in ("t1 mit KM", "flair", "seg")):
+        tifffile.imwrite(tmp_path / "brain" / f"{name}.tif", np.eye(20, dtype=np.uint8))
+    main(["data", "add", "brain", str(tmp_path / "brain")])
+    assert re.search(r"t1 mit KM +T1post +2\n", capsys.readouterr().out)
 
 
 def test_showing_a_case_gives_files_geometry_and_counts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import sqlite3
 import subprocess
@@ -105,6 +106,52 @@ def test_a_case_is_read_again_only_when_its_content_changed(
     after = registry.check(["cells"])
     assert examined == ["P1_2", "P9_9"]
     assert [case.name for case in after.usable] == ["P0_0", "P0_1", "P1_2", "P1_3", "P2_5", "P9_9"]
+
+
+def test_a_file_with_the_old_size_and_time_is_noticed(registry: Registry, folder: Path, examined: list[str]) -> None:
+    registry.add("cells", folder)
+    registry.check(["cells"])
+    examined.clear()
+    path = folder / "images" / "P0_0.tif"
+    before = path.stat()
+    write_case(folder, "P0_0", seed=77)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    registry.check(["cells"])
+    assert examined == ["P0_0"]
+
+
+def test_a_file_that_could_not_be_read_for_a_while_is_tried_again(
+    registry: Registry, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.add("cells", folder)
+
+    def refuse(source: Source, *rest: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(source.path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.imaging.source_checks.read_image", refuse)
+        check = registry.check(["cells"])
+    assert check.usable == [] and {finding.code for finding in check.findings} == {"E105"}
+    assert len(registry.check(["cells"]).usable) == CASES
+
+
+@pytest.mark.parametrize("fault", ["damaged", "copied"])
+def test_a_case_that_is_kept_out_costs_no_sound_case_of_its_patient(
+    registry: Registry, tmp_path: Path, tiny_study: Callable[..., Study], fault: str
+) -> None:
+    folder = tmp_path / "siblings"
+    for index in range(12):
+        write_case(folder, f"P{index // 3}_{index}", index)
+    for index in (0, 3, 6, 9):
+        # Four patients, each with a case whose label has no such class, or whose image is that of a sound sibling.
+        write_case(
+            folder, f"P{index // 3}_{index}", index + 1 if fault == "copied" else index, 1 if fault == "copied" else 9
+        )
+    registry.add("cells", folder, Layout(patient_pattern="^(P[0-9]+)_"))
+    _, check = registry.cases_for(with_minimum(tiny_study(), 1), ["cells"])
+    assert len(check.usable) == 8
+    assert {f.code for f in check.findings if f.level == "error"} == {"E401" if fault == "copied" else "E204"}
 
 
 def test_an_examination_is_for_one_study_and_one_label_map(
@@ -231,6 +278,25 @@ def test_another_programs_database_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="another program's"):
         Registry(path)
     assert sqlite3.connect(path).execute("SELECT count(*) FROM sqlite_master").fetchone() == (1,)
+
+
+def test_rights_are_changed_of_a_registry_alone(tmp_path: Path) -> None:
+    ours, other, text = tmp_path / "ours.sqlite", tmp_path / "other.sqlite", tmp_path / "notes.txt"
+    Registry(ours).close()
+    with sqlite3.connect(other) as database:
+        database.execute("CREATE TABLE patients (name TEXT)")
+    database.close()
+    text.write_text("no database")
+    for path in (ours, other, text):
+        path.chmod(0o644)
+    content = other.read_bytes()
+    for path in (other, text):
+        with pytest.raises(RunFolderError):
+            Registry(path)
+        assert path.stat().st_mode & 0o777 == 0o644
+    assert other.read_bytes() == content, "not even how it keeps its journal"
+    Registry(ours).close()
+    assert ours.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_registry_of_a_later_version_is_refused(tmp_path: Path) -> None:

@@ -21,17 +21,29 @@ _DEFAULT_RULES: tuple[tuple[str | None, str], ...] = (
     (None, r"(?<![a-z])(dwi|adc|dti|swi|swan|dsc|dce|trace)(?![a-z])"),
     (None, r"t1.*flair|flair.*t1"),
     ("FLAIR", r"flair"),
-    (None, r"t1.*((?<![a-z0-9])w(ith)?[\W_]*(and|&|\+|/|und)?[\W_]*w(/?o|ithout)(?![a-z])|pre[\W_]*(and|&|\+|/)?[\W_]*post)"),
+    (
+        None,
+        r"t1.*((?<![a-z0-9])w(ith)?[\W_]*(and|&|\+|/|und)?[\W_]*w(/?o|ithout)(?![a-z])|pre[\W_]*(and|&|\+|/)?[\W_]*post)",
+    ),
     (None, r"t[12]\w*[\W_]*map|t2w?[\W_]*(\*|star)"),
-    ("T1pre", rf"t1.*{_WITHOUT}{_AGENT}|{_WITHOUT}{_AGENT}.*t1|t1.*(w/o|without|nativ|unenhanced|non?[\W_]*(enh|contr))"
-     r"(?![\W_]*(fs|fat))"),
-    ("T1pre", r"t1.*(?<![a-vx-z])pre(?![a-z])|t1.*pre[\W_]*(contr|kontr|gd|gad|km)|(?<![a-z])pre(?![a-z]).{0,12}t1"
-     r"|(?<![a-z])pre[\W_]*(contr|kontr|gd|gad|km).{0,12}t1"),
+    (
+        "T1pre",
+        rf"t1.*{_WITHOUT}{_AGENT}|{_WITHOUT}{_AGENT}.*t1|t1.*(w/o|without|nativ|unenhanced|non?[\W_]*(enh|contr))"
+        r"(?![\W_]*(fs|fat))",
+    ),
+    (
+        "T1pre",
+        r"t1.*(?<![a-vx-z])pre(?![a-z])|t1.*pre[\W_]*(contr|kontr|gd|gad|km)|(?<![a-z])pre(?![a-z]).{0,12}t1"
+        r"|(?<![a-z])pre[\W_]*(contr|kontr|gd|gad|km).{0,12}t1",
+    ),
     ("T1pre", r"t1.*[\s_(]-c(?![a-z]|[\W_]*sp)|t1w?[\W_]*c-(?=$|[\s_.)])"),
     (None, r"t1w?\s*-\s*c(?![a-z+]|[\W_]*sp)"),  # a minus or a hyphen
-    ("T1post", r"t1w?[\W_]*c(e|\+)?(?![a-z]|[\W_]*sp)|t1.*(?<![a-z])(ce|km)(?![a-z])"
-     r"|t1.*(post(?!er)|\+|(?<![a-vx-z])(gd|gad)|contr|kontr|enhanced)"
-     r"|((?<![a-z])post(?!er)|(?<![a-z])(gd|gad|ce|km)|\+c).{0,12}t1"),
+    (
+        "T1post",
+        r"t1w?[\W_]*c(e|\+)?(?![a-z]|[\W_]*sp)|t1.*(?<![a-z])(ce|km)(?![a-z])"
+        r"|t1.*(post(?!er)|\+|(?<![a-vx-z])(gd|gad)|contr|kontr|enhanced)"
+        r"|((?<![a-z])post(?!er)|(?<![a-z])(gd|gad|ce|km)|\+c).{0,12}t1",
+    ),
     ("T1pre", r"(?<![a-z0-9])t1(?![0-9])"),
     ("T2", r"(?<![a-z0-9])t2(?![0-9])"),
     ("CT", r"(?<![a-z0-9])ct(?![a-z0-9])"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,43 @@ def test_facts_are_none_where_a_file_could_not_be_read(tmp_path: Path) -> None:
     assert facts is None and [finding.code for finding in findings] == ["E104"]
 
 
+def test_without_a_study_a_label_drawn_on_any_of_the_images_is_sound(tmp_path: Path, write_series: Writer) -> None:
+    fine, coarse = np.diag([1.0, 1, 2, 1]), np.diag([2.0, 2, 4, 1])
+    fine[:3, 3], coarse[:3, 3] = (-3, -4, 5), (-2.5, -3.5, 6)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "T1": (rng.integers(0, 99, (4, 8, 8)).astype(np.int16), fine),
+        "T2": (rng.integers(0, 99, (2, 4, 4)).astype(np.int16), coarse),
+        "mask": (np.arange(32, dtype=np.int16).reshape(2, 4, 4) // 16, coarse),
+    }
+    for name, (array, affine) in arrays.items():
+        (tmp_path / name).mkdir()
+        write_series(tmp_path / name, array, affine)
+    case = Case("a", "a", {name: Source(tmp_path / name) for name in ("T1", "T2")}, Source(tmp_path / "mask"))
+    facts, findings = examine_case(case)
+    assert [finding for finding in findings if finding.level == "error"] == []
+    assert facts is not None and facts.label is not None and facts.label.shape == (2, 4, 4)
+    asked = Requirements(3, 2, ("background", "organ"), "classes", ("T1", "T2"))
+    assert kept_out(examine_case(case, asked)[1]) == {"a"}
+    nowhere = replace(case, images={"T1": case.images["T1"]})
+    assert kept_out(examine_case(nowhere)[1]) == {"a"}
+
+
+@given(st.permutations([0, 1, 2]), st.lists(st.sampled_from([1, -1]), min_size=3, max_size=3))
+@settings(deadline=None, max_examples=20)
+def test_pixel_digest_is_that_of_the_image_whichever_way_it_is_stored(axes: list[int], signs: list[int]) -> None:
+    array = np.arange(4 * 3 * 2, dtype=np.int16).reshape(4, 3, 2)
+    stored = nib.Nifti1Image(array, np.diag([1.0, 2, 3, 1]))
+    turned = stored.as_reoriented(np.column_stack([axes, signs]))
+    with tempfile.TemporaryDirectory() as folder:
+        digests = []
+        for name, image in (("ras.nii", stored), ("other.nii", turned)):
+            nib.save(image, Path(folder) / name)
+            facts = facts_of(Case(name, name, {"": Source(Path(folder) / name)}, None))
+            digests.append(facts.images[""].pixels)
+    assert digests[0] == digests[1]
+
+
 # Across cases
 
 
@@ -267,6 +305,8 @@ def test_patient_on_both_sides_keeps_the_validation_cases_out(tmp_path: Path) ->
     findings = examine_cases(facts, {"b", "c"})
     assert {(finding.code, finding.case) for finding in findings} == {("E403", "b"), ("E403", "c")}
     assert examine_cases(facts) == examine_cases(facts, {"a", "b", "c"}) == []
+    copies = [facts[0], replace(facts[0], name="d")]
+    assert kept_out(examine_cases(copies, {"a"})) == {"d"}, "a copy that is kept out is not trained on"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_patients_come_from_the_pattern_or_from_the_table(tmp_path: Path) -> Non
     (tmp_path / "patients.csv").write_text("case;patient\nP1_L;x\nP1_R;x\nP2_L;y\nP2_L;z\n", "utf-8-sig")
     found = discover(tmp_path)
     assert [case.patient for case in found.cases] == ["x", "x", "y", "P2_R"]
-    assert codes(found) == [("E101", "P2_L")]  # two patients for one case
+    assert codes(found) == [("E101", "P2_L"), ("W521", "")]  # two patients for one case, none for another
 
 
 def test_a_table_says_everything(tmp_path: Path) -> None:
@@ -206,6 +207,21 @@ def test_a_table_that_cannot_be_understood_is_one_finding(tmp_path: Path, conten
         ("B T2 FLAIR AXIAL", "FLAIR"),
         ("T2_reg", "T2"),
         ("Ax T2", "T2"),
+        *[(text, "T1pre") for text in ("T1 w/o contrast", "T1 w/o GD", "T1 no gad", "T1 sans gado", "T1 -C", "T1W_C-")],
+        *[(text, "T1pre") for text in ("T1 ohne KM", "T1 vor KM", "non-contrast T1", "T1 non contrast", "t1_native")],
+        *[(text, "T1pre") for text in ("T1 unenhanced", "pre_gd T1", "T1 C-SPINE", "T1 posterior fossa", "T1 w/o FS")],
+        *[
+            (text, "T1post")
+            for text in ("T1 mit KM", "t1_vibe_dixon_ce", "T1 post", "T1 +C", "T1ce", "T1 gad", "T1wGd")
+        ],
+        *[(text, "T1post") for text in ("T1 post w/o fat sat", "T1_CE", "post T1", "KM T1", "T1 enhanced", "T1W +C")],
+        *[
+            (text, None)
+            for text in ("Ax T1 FLAIR", "T1 w/wo contrast", "T1 with and without GD", "T1-C", "T1 pre/post")
+        ],
+        *[(text, None) for text in ("T2STAR", "T2*", "T2 *", "t2_star", "T2 MAP", "DWI T2", "T1 map", "ADC T2")],
+        *[(text, "T2") for text in ("T2W", "t2_tse", "T2 without contrast")],
+        ("T2 FLAIR +C", "FLAIR"),
         ("T2* GRE", None),
         ("T12 spine", None),
         ("localizer", None),
@@ -237,6 +253,51 @@ def test_the_sites_own_rules_go_before_the_built_in_ones() -> None:
 def test_options_that_mean_nothing_are_refused(options: dict) -> None:
     with pytest.raises(UsageError):
         Layout(**options)
+
+
+def unsearchable(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As if `folder` had the right r without x: what is in it has names and nothing else."""
+    real = os.stat
+
+    def stat(path, *rest, **options):
+        if not isinstance(path, int) and Path(os.fsdecode(path)).parent == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
+def test_a_folder_that_may_be_listed_but_not_searched_is_told_at_any_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = make(tmp_path / "pairs", "images/a.tif", "labels/a.tif")
+    nested = make(tmp_path / "nested", "a.tif", "a_seg.tif", "below/b.tif")
+    dicom = make(tmp_path / "dicom", "below/b")
+    for root, closed, expected in (
+        (pairs, pairs, {("E501", "images"), ("E501", "labels"), ("E502", "")}),
+        (pairs, pairs / "images", {("E501", "a.tif"), ("W520", "a"), ("E502", "")}),
+        (nested, nested / "below", {("E501", "b.tif")}),
+        (dicom, dicom / "below", {("E501", "b"), ("E502", "")}),
+    ):
+        with monkeypatch.context() as patch:
+            unsearchable(patch, closed)
+            found = discover(root)
+        assert set(codes(found)) == expected
+
+
+def test_rows_of_patients_and_cases_must_match(tmp_path: Path) -> None:
+    make(tmp_path, "images/a.tif", "images/b.tif", "images/caf\u00e9.tif", "labels/a.tif", "labels/lonely.tif")
+    (tmp_path / "patients.csv").write_text("case,patient\na,P1\nA2,P1\nlonely,P2\ncafe\u0301,P1\n", "utf-8")
+    found = discover(tmp_path)
+    assert [(case.name, case.patient) for case in found.cases] == [("a", "P1"), ("b", "b"), ("caf\u00e9", "P1")]
+    error, warning = [finding for finding in found.findings if finding.file == "patients.csv"]
+    assert (error.level, error.case) == ("error", "") and error.message.endswith("no case is called A2")
+    assert (warning.level, warning.case) == ("warning", "") and warning.message.endswith("has no row for b")
+
+
+def test_columns_that_differ_in_capitals_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("case,T1,t1\nx,a.tif,b.tif\n")
+    assert codes(discover(tmp_path)) == [("E101", ""), ("E502", "")]
 
 
 AFFINE = np.diag([0.8, 0.8, 2.5, 1.0])
@@ -295,6 +356,27 @@ def test_two_series_for_one_modality_keep_the_case_out_until_it_is_said_which(
     assert any("localizer" in finding.message and finding.level == "warning" for finding in found.findings)
     found = discover(tmp_path, Layout({"T2": "t2 axial"}))
     assert told(found) == {"ann_20010203": ({"T2": "T2-axial"}, "mask")}
+
+
+def test_of_ct_the_channel_map_tells_the_image_from_the_scout(tmp_path: Path, write: Callable[..., None]) -> None:
+    for description in ("Abdomen 5mm", "Scout"):
+        write(tmp_path / description.replace(" ", "-"), description, modality="CT")
+    assert codes(discover(tmp_path)) == [("E503", "ann_20010203")]
+    found = discover(tmp_path, Layout({"CT": "abdomen"}))
+    assert told(found) == {"ann_20010203": ({"CT": "Abdomen-5mm"}, None)}
+    assert codes(found) == [("W521", "ann_20010203")]
+
+
+def test_what_descriptions_were_taken_for_is_kept(tmp_path: Path, write: Callable[..., None]) -> None:
+    for patient in ("ann", "bob"):
+        for description in ("T1 mit KM", "Ax T1 FLAIR"):
+            write(tmp_path / patient / description.replace(" ", "-"), description, patient, patient)
+    assert discover(tmp_path).taken_for == {("Ax T1 FLAIR", ""): 2, ("T1 mit KM", "T1post"): 2}
+
+
+def test_what_names_of_files_were_taken_for_is_kept(tmp_path: Path) -> None:
+    make(tmp_path, "a_t1ce.nii", "a_flair.nii", "a_seg.nii", "b_t1ce.nii", "b_seg.nii")
+    assert discover(tmp_path).taken_for == {("flair", "FLAIR"): 1, ("t1ce", "T1post"): 2}
 
 
 def test_a_label_pattern_chooses_between_labels(tmp_path: Path, write: Callable[..., None]) -> None:

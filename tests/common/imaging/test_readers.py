@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -176,6 +177,34 @@ def test_nifti_stays_as_stored_and_its_affine_says_where(tmp_path: Path) -> None
     assert volume.spacing == (4.0, 3.0, 2.0)
     assert np.array_equal(volume.array[..., 0], stored.T)
     assert np.array_equal(volume.affine, affine)
+
+
+def test_nifti_unpacks_to_no_more_than_its_header_announces(tmp_path: Path) -> None:
+    write(tmp_path / "a.nii", voxels(3))
+    content = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "filled.nii.gz").write_bytes(gzip.compress(content + bytes(4096)))
+    assert read_image(tmp_path / "filled.nii.gz", 3).shape == (12, 30, 20)
+    with gzip.open(tmp_path / "bomb.nii.gz", "wb", compresslevel=1) as file:
+        file.write(content)
+        for _ in range(256):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"bomb\.nii\.gz.*more follow"):
+        read_image(tmp_path / "bomb.nii.gz", 3)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_nifti_that_announces_more_than_any_image_has_is_refused(tmp_path: Path, suffix: str) -> None:
+    header = nib.Nifti2Header()
+    header.set_data_shape((1 << 11, 1 << 11, 1 << 10))
+    header.set_data_dtype(np.uint8)
+    content = header.binaryblock + bytes(4096)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix == "nii.gz" else content)
+    with pytest.raises(DataError, match="announces 4294967296 voxels"):
+        read_image(path, 3)
 
 
 def test_nifti_rescaling_is_applied(tmp_path: Path) -> None:
