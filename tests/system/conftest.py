@@ -127,12 +127,18 @@ class Setting:
         return process
 
     def site(
-        self, *sites: str, study: Path | None = None, identity: Path | None = None, data: Path | None = None
+        self,
+        *sites: str,
+        study: Path | None = None,
+        identity: Path | None = None,
+        data: Path | None = None,
+        work: Path | None = None,
     ) -> Process:
-        """Starts one process that hosts these sites; one alone may have another study file, identity or data."""
+        """Starts one process that hosts these sites; one alone may have another study file, identity, data or work."""
         arguments: list[str | Path] = ["start", study or self.study, "--coordinator", self.address]
         for site in sites:
-            arguments += ["--site", site, "--data", data or self.data / site, "--work", self.folder / "sites" / site]
+            arguments += ["--site", site, "--data", data or self.data / site, "--work"]
+            arguments += [work or self.folder / "sites" / site]
             arguments += ["--identity", identity or self.run.identity / "sites" / site]
         log = self.folder / f"{'+'.join(sites)}-{len(self.processes)}.log"
         return self._start("wardround-site", arguments, log)

@@ -78,7 +78,7 @@ def test_a_truncated_image_is_named(site: Callable[..., Any], copy: Path) -> Non
         3,
         f"({copy}): the study asks for all 5",
         "E101 image 0002.tif",
-        "Copy the file",
+        "copy it again",
     )
 
 
@@ -149,7 +149,7 @@ def refused(setting: Callable[[str], Any], short_study: str) -> dict[str, Any]:
         image.write_bytes(image.read_bytes()[:-3000])
     processes = {
         "spoiled data": spoiled,
-        "another plan": study.site("east", study=other),
+        "another plan": study.site("east", study=other, work=study.folder / "other"),
         "another authority": study.site("north", identity=stranger.run.identity / "sites" / "north"),
     }
     ended = {name: (process.end(), process.said()) for name, process in processes.items()}
