@@ -216,10 +216,10 @@ class _Evaluated:
 
 
 def _open_holdout(study: Study, folder: Path | None) -> _Evaluated | None:
-    from server.evaluation import Holdout
-
     if folder is None or not study.evaluation.holdout:
         return None
+    from server.evaluation import Holdout
+
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder; give the coordinator's own labelled images with --holdout, or leave it out"
