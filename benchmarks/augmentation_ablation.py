@@ -21,38 +21,39 @@ a run that was interrupted goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from benchmarks._pooled import (
+    ROOT,
+    Data,
+    Labelled,
+    Predict,
+    Row,
+    dice_of,
+    each_case,
+    mean_of_sites,
+    predictor,
+    prepare,
+    read_rows,
+    segment,
+    shipped_study,
+    train,
+    write_between,
+)
 from benchmarks._report import RESULTS, report
 from benchmarks._spoil import SPOILERS, spoilt
 from common.errors import DataError
-from common.imaging.case import Case
-from common.imaging.discovery import discover
-from common.imaging.patches import sample_patch
-from common.imaging.preprocessing import prepare_image, prepare_label
-from common.imaging.readers import read_image, read_label
-from common.imaging.sliding_window import predict_tiled
-from common.imaging.splits import split_by_patient
-from common.imaging.volume import Volume
 from common.learning.runtime import configure_tensorflow
-from common.metrics.overlap import count_overlap
-from common.study import AUGMENTATIONS, HOLDOUT, Study, load_study
+from common.study import AUGMENTATIONS, Study
 
-_ROOT = Path(__file__).resolve().parent.parent
-_STUDY = _ROOT / "deploy" / "studies" / "nuclei.yaml"
-_DOCS = _ROOT / "docs" / "augmentation.md"
+_DOCS = ROOT / "docs" / "augmentation.md"
 _BEGIN, _END = "<!-- ablation: begin -->\n", "<!-- ablation: end -->\n"
 _NAME = "augmentation_ablation"
 
@@ -90,10 +91,6 @@ _SHOWN = {
     "seconds": "seconds",
 }
 
-Image = npt.NDArray[np.float32]
-Label = npt.NDArray[np.uint8]
-Row = dict[str, str | int | float]
-
 
 def main() -> None:
     """Trains and evaluates the sets asked for."""
@@ -108,7 +105,7 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="only write the table into docs/augmentation.md")
     options = parser.parse_args()
     if options.write_docs:
-        write_docs(_DOCS, [row for row in read_rows() if row["steps"] == options.steps])
+        write_docs(_DOCS, [row for row in _rows() if row["steps"] == options.steps])
         return
     if options.data is None:
         parser.error("--data: give the folder that holds the sites' folders and `holdout`")
@@ -118,7 +115,7 @@ def main() -> None:
         (name, seed)
         for seed in options.seeds
         for name in options.sets
-        if (name, options.steps, seed) not in {(row["set"], row["steps"], row["seed"]) for row in read_rows()}
+        if (name, options.steps, seed) not in {(row["set"], row["steps"], row["seed"]) for row in _rows()}
     ]
     if missing:
         configure_tensorflow(options.threads)
@@ -128,80 +125,13 @@ def main() -> None:
             parser.error(str(error))
         for name, seed in missing:
             row = measure(data, name, options.steps, seed, options.threads)
-            report(_NAME, with_ratios([*read_rows(), row]), _SHOWN)
+            report(_NAME, with_ratios([*_rows(), row]), _SHOWN)
 
 
 def nuclei_study() -> Study:
     """The nuclei study as it is shipped, with half of its filters."""
-    study = load_study(_STUDY)
+    study = shipped_study("nuclei")
     return dataclasses.replace(study, model=dataclasses.replace(study.model, filters=8))
-
-
-# The images. -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """A case as it was read, for preparing it as it is or spoilt."""
-
-    site: str
-    name: str
-    stored: Volume
-    label: Label
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Prepared training cases by site, and the cases to evaluate on."""
-
-    study: Study
-    training: dict[str, list[tuple[Image, Label]]]
-    validation: list[Labelled]
-    holdout: list[Labelled]
-
-    @classmethod
-    def load(cls, study: Study, folder: Path) -> Data:
-        """Read everything once. Raises DataError where a site's folder or file cannot be read."""
-        training: dict[str, list[tuple[Image, Label]]] = {}
-        validation: list[Labelled] = []
-        for site in study.cohort.sites:
-            own, other = split_by_patient(
-                _labelled_cases(folder / site), study.evaluation.validation_fraction, study.seed
-            )
-            training[site] = [(prepare(study, case.stored), case.label) for case in _read(study, site, own)]
-            validation += _read(study, site, other)
-        sites = sorted(study.cohort.sites, key=len, reverse=True)
-        holdout = [
-            labelled
-            for case in _labelled_cases(folder / HOLDOUT)
-            for labelled in _read(
-                study, next((site for site in sites if case.name.endswith(f"-{site}")), HOLDOUT), [case]
-            )
-        ]
-        return cls(study, training, validation, holdout)
-
-
-def _labelled_cases(folder: Path) -> list[Case]:
-    cases = [case for case in discover(folder).cases if case.label is not None]
-    if not cases:
-        raise DataError(f"{folder}: no labelled cases found. Give the folder of the five sites' folders as --data.")
-    return cases
-
-
-def _read(study: Study, site: str, cases: Sequence[Case]) -> Iterator[Labelled]:
-    for case in cases:
-        if case.label is None:
-            continue
-        label = prepare_label(
-            read_label(case.label, 2), dimensions=2, classes=len(study.task.classes), labels=study.task.labels
-        )
-        yield Labelled(site, case.name, read_image(case.images[""], 2), label)
-
-
-def prepare(study: Study, volume: Volume) -> Image:
-    """As a site prepares it: float32 (y, x, channel)."""
-    intensity = study.preprocessing.intensity
-    return prepare_image(volume, dimensions=2, channels=study.task.channels, intensity=intensity)
 
 
 # One run. ----------------------------------------------------------------------------------------------------------
@@ -215,136 +145,37 @@ def measure(data: Data, name: str, steps: int, seed: int, threads: int) -> Row:
     network = build_network(data.study)
     weights = train(data, network, SETS[name], steps, seed)
     trained = time.perf_counter()
-    evaluate = functools.partial(_dice_of, data.study, _predictor(data.study, network, weights), threads)
+    evaluate = functools.partial(_dice_of, data.study, predictor(data.study, network, weights), threads)
     row: Row = {"set": name, "steps": steps, "seed": seed}
     for side, cases in (("validation", data.validation), ("holdout", data.holdout)):
         clean = evaluate(cases, None)
         row[side] = round(float(np.mean(list(clean.values()))), 4)
-        row[f"{side}_sites"] = round(_mean_of_sites(cases, clean), 4)
+        row[f"{side}_sites"] = round(mean_of_sites(cases, clean), 4)
         for how in SPOILERS:
             row[f"{side}_{how}"] = round(float(np.mean(list(evaluate(cases, how).values()))), 4)
         row[f"{side}_spoilt"] = round(float(np.mean([row[f"{side}_{how}"] for how in SPOILERS])), 4)
     return row | {"seconds": round(trained - started, 1), "evaluation_seconds": round(time.perf_counter() - trained, 1)}
 
 
-def train(data: Data, network: Any, names: tuple[str, ...], steps: int, seed: int) -> list[Any]:
-    """The network's weights after `steps` of Adam on augmented patches."""
-    import tensorflow as tf
-
-    from common.metrics.losses import dice_cross_entropy
-
-    study = data.study
-    variables = [tf.Variable(weight) for weight in network.initial_weights(seed)]
-    optimizer = tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(1e-3, steps))
-    optimizer.build(variables)
-
-    @tf.function(autograph=False)
-    def step(images: Any, labels: Any) -> Any:
-        with tf.GradientTape() as tape:
-            logits = network([tf.convert_to_tensor(variable) for variable in variables], images)
-            loss = dice_cross_entropy(logits, labels, head=study.model.head)
-        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return loss
-
-    losses = []
-    for number, (images, labels) in enumerate(_batches(data, names, steps, seed), start=1):
-        losses.append(step(images, labels))
-        if number % 100 == 0 or number == steps:
-            print(f"step {number} of {steps}: loss {np.mean([float(loss) for loss in losses]):.3f}", flush=True)
-            losses.clear()
-    return [variable.numpy() for variable in variables]
-
-
-def _batches(data: Data, names: tuple[str, ...], steps: int, seed: int) -> Any:
-    """A `tf.data.Dataset` of augmented batches; sites take turns, so that each gives the same number of patches."""
-    import tensorflow as tf
-
-    from common.imaging.augmentation import augment
-
-    study, size = data.study, data.study.training.batch_size
-    sites = sorted(data.training)
-
-    def draw() -> Iterator[tuple[Any, Any, Any]]:
-        rng = np.random.default_rng(seed)
-        for index in range(steps):
-            pairs = []
-            for place in range(index * size, (index + 1) * size):
-                cases = data.training[sites[place % len(sites)]]
-                image, label = cases[rng.integers(len(cases))]
-                pairs.append(
-                    sample_patch(image, label, study.preprocessing.patch, rng, study.training.foreground_fraction)
-                )
-            images, labels = (np.stack(part) for part in zip(*pairs, strict=True))
-            yield images, labels, np.array([seed, index], np.int32)
-
-    patch = study.preprocessing.patch
-    signature = (
-        tf.TensorSpec([size, *patch, study.task.channels], tf.float32),
-        tf.TensorSpec([size, *patch], tf.uint8),
-        tf.TensorSpec([2], tf.int32),
-    )
-    dataset = tf.data.Dataset.from_generator(draw, output_signature=signature)
-    dataset = dataset.map(
-        lambda images, labels, numbers: augment(images, labels, numbers, names) if names else (images, labels)
-    )
-    options = tf.data.Options()
-    options.autotune.enabled = False  # it would confine training to one core, at random
-    return dataset.prefetch(2).with_options(options)
-
-
-def _predictor(study: Study, network: Any, weights: Sequence[Any]) -> Callable[[Image], Image]:
-    import tensorflow as tf
-
-    from common.models import probabilities
-
-    values = [tf.constant(weight) for weight in weights]
-    signature = [tf.TensorSpec([None, *study.publishing.tile, study.task.channels], tf.float32)]
-
-    @tf.function(autograph=False, input_signature=signature)
-    def forward(tiles: Any) -> Any:
-        return probabilities(study, network(values, tiles))
-
-    return lambda tiles: np.asarray(forward(tf.constant(tiles)), dtype=np.float32)
-
-
 def _dice_of(
-    study: Study, predict: Callable[[Image], Image], threads: int, cases: Sequence[Labelled], how: str | None
+    study: Study, predict: Predict, threads: int, cases: Sequence[Labelled], how: str | None
 ) -> dict[int, float]:
     """Dice by the case's number, of all that have anything to find or in which something was found."""
-    from common.models.lite import class_indices
 
-    def measured(number: int) -> float:
-        case = cases[number]
+    def measured(number: int, case: Labelled) -> float:
         image = prepare(study, case.stored if how is None else spoilt(case.stored, how, number))
-        found = predict_tiled(predict, image, study.publishing.tile, study.evaluation.overlap, 4)
-        counts = count_overlap(class_indices(found, study.model.head), case.label, len(study.task.classes))
-        return float(counts.dice()[0])
+        return dice_of(study, segment(study, predict, image), case.label)
 
-    with ThreadPoolExecutor(threads) as executor:
-        values = list(executor.map(measured, range(len(cases))))
+    values = each_case(cases, threads, measured)
     return {number: value for number, value in enumerate(values) if not math.isnan(value)}
-
-
-def _mean_of_sites(cases: Sequence[Labelled], dice: Mapping[int, float]) -> float:
-    sites = sorted({cases[number].site for number in dice})
-    return float(
-        np.mean([np.mean([value for number, value in dice.items() if cases[number].site == site]) for site in sites])
-    )
 
 
 # The rows. ---------------------------------------------------------------------------------------------------------
 
 
-def read_rows() -> list[Row]:
+def _rows() -> list[Row]:
     """What was measured so far."""
-    path = RESULTS / f"{_NAME}.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {key: text if key == "set" else int(text) if key in ("steps", "seed") else float(text) for key, text in row}
-            for row in ([item for item in line.items() if item[0] != "cores"] for line in csv.DictReader(file))
-        ]
+    return read_rows(_NAME, frozenset(["set"]), frozenset(["steps", "seed"]))
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
@@ -364,10 +195,7 @@ def write_docs(path: Path, rows: Sequence[Row]) -> None:
     """Put the table of these rows, means over their seeds, between the marks in the page."""
     if not rows:
         raise SystemExit(f"{RESULTS / _NAME}.csv: no rows of this number of steps; run the ablation first")
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    path.write_text(before + _BEGIN + table(rows) + _END + after, encoding="utf-8")
+    write_between(path, _BEGIN, _END, table(rows))
 
 
 def table(rows: Sequence[Row]) -> str:

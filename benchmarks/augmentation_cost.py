@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks._report import Row, median, report
 from benchmarks._study import benchmark_study
 from common.learning.runtime import configure_tensorflow
-from common.study import Study
+from common.study import AUGMENTATIONS, Study
 
 _BATCHES = {"2d": (8, 128, 128, 3), "3d": (2, 40, 56, 40, 1)}
 _SHOWN = {"batch": "batch", "augmentation": "augmentation", "milliseconds": "ms a batch", "share": "of forward"}
@@ -62,7 +62,7 @@ def rows(name: str, calls: int) -> Iterator[Row]:
 
 def _steps(study: Study) -> dict[str, Step]:
     """What is timed, by name: functions of (images, labels, seed)."""
-    from common.imaging.augmentation import NAMES, VALUE_CHANGES, augment, elastic
+    from common.imaging.augmentation import VALUE_CHANGES, augment, elastic
     from common.models import build_network
 
     default = Study.__dataclass_fields__["augmentation"].default
@@ -78,7 +78,7 @@ def _steps(study: Study) -> dict[str, Step]:
         change = value_change.change
         steps[value_change.name] = lambda images, labels, seed, change=change: (change(images, seed), labels)
     steps["default set"] = by_chance(default)
-    steps["all"] = by_chance(NAMES)
+    steps["all"] = by_chance(AUGMENTATIONS)
     steps["forward"] = lambda images, labels, seed: network(weights, images)
     return steps
 

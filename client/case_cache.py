@@ -59,18 +59,18 @@ def case_key(
     study: Study,
     *,
     label_map: Mapping[int, int] | None = None,
-    channel_map: Mapping[str, str] | None = None,
+    level: int = 0,
 ) -> str:
     """What an entry is found by: SHA-256 of all that decides a prepared case, 64 hexadecimal digits.
 
-    The study's task and preprocessing are part of it, its patch size is not: patches are cut from prepared cases. The
-    version of Wardround is, because another one may prepare otherwise.
+    The study's task and preprocessing, and whether its head is distance, are part of it; its patch size is not, because
+    patches are cut from prepared cases. The version of Wardround is, because another one may prepare otherwise.
 
     Parameters
     ----------
     digests : the content digests of the case's sources by what they are, as `CaseFacts.digests` has them.
     label_map : the site's label values to the study's; None, which is not an empty map, where they are the same.
-    channel_map : the study's modalities to the site's names of them.
+    level : of the sources' pyramids, at which they are read.
     """
     settings = json.loads(study.canonical())
     del settings["preprocessing"]["patch"]
@@ -80,8 +80,9 @@ def case_key(
         "sources": sorted(digests.items()),
         "task": settings["task"],
         "preprocessing": settings["preprocessing"],
+        "distance": study.model.head == "distance",
         "label_map": None if label_map is None else sorted(label_map.items()),
-        "channel_map": None if channel_map is None else sorted(channel_map.items()),
+        "level": level,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

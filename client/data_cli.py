@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from client.registry import Registry
 
 REGISTRY_VARIABLE = "WARDROUND_SITE_REGISTRY"
+_HTML = "write a report with pictures; it stays at the site"
 _DEFAULT_REGISTRY = "wardround-site.sqlite"
 
 
@@ -50,31 +51,63 @@ def add_data_commands(commands: Any) -> None:
         metavar="'NAME=PATTERN'",
         help="a modality and what its series or files have in their names, such as 'FLAIR=dark.?fluid'",
     )
-    add.add_argument("--label", default="", metavar="PATTERN", help="what labels have in their names")
+    add.add_argument(
+        "--label",
+        default="",
+        metavar="PATTERN",
+        help="what labels have in their names, where they lie among the images (not with images/ and labels/)",
+    )
     add.add_argument(
         "--patient-pattern",
         default="",
         metavar="REGEX",
-        help="finds the patient in a case's name, as its first group, such as '^(P[0-9]+)_'",
+        help="finds the patient in a case's name (in DICOM: in its folders), as its first group, such as '^(P[0-9]+)_'",
+    )
+    add.add_argument(
+        "--level",
+        type=int,
+        default=0,
+        metavar="N",
+        help="read images and labels at this level of their pyramids (default: 0, the full resolution)",
     )
     add.set_defaults(handler=_handler("add"))
 
+    add.epilog = "Ends in 3, and registers nothing, where the folder holds no case."
     show_all = actions.add_parser("list", parents=[common, as_json], help="what is registered")
     show_all.set_defaults(handler=_handler("list_all"))
 
     check = actions.add_parser("check", parents=[common, as_json], help="examine a data set's cases")
-    check.add_argument("name", metavar="NAME")
+    check.add_argument(
+        "name",
+        metavar="NAME|FOLDER",
+        help="registered data sets (several separated by commas), or a folder, which stays unregistered",
+    )
     check.add_argument("--study", type=Path, metavar="FILE", help="check against what this study asks for")
-    check.add_argument("--html", type=Path, metavar="FILE", help="write a report with pictures; it stays at the site")
+    check.add_argument("--html", type=Path, metavar="FILE", help=_HTML)
     check.set_defaults(handler=_handler("check"))
 
+    before_start = commands.add_parser(
+        "check", parents=[common, as_json], help="check this site's images and labels against a study (`data check`)"
+    )
+    before_start.add_argument("study", type=Path, metavar="STUDY", help="the coordinator's study file")
+    before_start.add_argument(
+        "--data",
+        dest="name",
+        required=True,
+        metavar="NAME|FOLDER",
+        help="as for `start`: registered data sets (several separated by commas), or a folder of cases",
+    )
+    before_start.add_argument("--html", type=Path, metavar="FILE", help=_HTML)
+    before_start.set_defaults(handler=_handler("check"))
+
     show = actions.add_parser("show", parents=[common, as_json], help="what is known of one case")
-    show.add_argument("case", metavar="CASE")
+    show.add_argument("case", metavar="CASE", help="its name, as `data check` prints it")
     show.add_argument("--data", metavar="NAME", help="the data set, where several have such a case")
+    show.add_argument("--study", type=Path, metavar="FILE", help="judge the case by what this study asks for")
     show.set_defaults(handler=_handler("show"))
 
     remove = actions.add_parser("remove", parents=[common], help="forget a data set; its files stay")
-    remove.add_argument("name", metavar="NAME")
+    remove.add_argument("name", metavar="NAME", help="of the data set, as `data list` prints it")
     remove.set_defaults(handler=_handler("remove"))
 
 

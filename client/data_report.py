@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import groupby
 
 from client.data_report_html import render_html
-from client.data_summary import STAYS_HERE, DataReport, Spread, Summary, describe_requirements
+from client.data_summary import STAYS_HERE, DataReport, Spread, Summary, describe_requirements, describe_split
 from common.errors import DataError
 from common.imaging.case import Case
 from common.imaging.checks import BY_CODE
 from common.imaging.thumbnail import thumbnail
+from common.wording import printable
 
 __all__ = ["DataReport", "choose_cases", "draw_thumbnails", "render_html", "render_json", "render_text"]
 
 _LISTED = 8
+_MODALITIES = 4
 
 
 def render_json(report: DataReport) -> str:
@@ -32,7 +35,7 @@ def render_text(report: DataReport, *, most_listed: int | None = _LISTED) -> str
     """
     lines = [f"Data set {report.name}: {report.headline} {report.verdict}"]
     if report.requirements:
-        lines.append(f"Checked for a study of {describe_requirements(report.requirements)}.")
+        lines.append(f"Checked for a study of {describe_requirements(report.requirements)}.{describe_split(report)}")
     for code, group in groupby(report.findings, key=lambda finding: finding.code):
         found = list(group)
         lines += ["", f"{code}  {found[0].level}: {BY_CODE[code].title} ({len(found)})"]
@@ -69,34 +72,31 @@ def draw_thumbnails(
     most: int = 24,
     label_map: Mapping[int, int] | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, bytes]:
-    """PNGs of `choose_cases`, by case; cases without a readable image have none.
+) -> dict[str, dict[str, bytes]]:
+    """PNGs of `choose_cases`, by case and modality, at most four of a case; images that cannot be read have none.
 
     Parameters
     ----------
     cases : by name.
     on_case : called before each picture with the number of those done and of all.
     """
-    found: dict[str, bytes] = {}
+    found: dict[str, dict[str, bytes]] = {}
     dimensions = report.requirements.dimensions if report.requirements else None
     chosen = [name for name in choose_cases(report, most) if name in cases]
     for index, name in enumerate(chosen):
         on_case(index, len(chosen))
-        try:
-            found[name] = thumbnail(cases[name], dimensions, label_map=label_map)
-        except DataError:
-            continue
+        pictures: dict[str, bytes] = {}
+        for modality in sorted(cases[name].images)[:_MODALITIES]:
+            with suppress(DataError):
+                pictures[modality] = thumbnail(cases[name], dimensions, modality=modality, label_map=label_map)
+        if pictures:
+            found[name] = pictures
     return found
 
 
-def printable(text: str) -> str:
-    """Without what a file's name could do to a terminal, and what cannot be encoded."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
 def _where(case: str, message: str) -> str:
-    """The case, where the message does not begin with it."""
-    return "" if not case or message.startswith(f"case {case}:") else f"{case}: "
+    """The case, where the message does not begin with it; what is no case yet is called by its row of a table."""
+    return "" if not case or message.startswith((f"case {case}:", f"{case}:")) else f"{case}: "
 
 
 def _summary_lines(summary: Summary) -> list[str]:
@@ -126,6 +126,5 @@ def _spreads(spreads: tuple[Spread, ...]) -> str:
 
 
 def _spread(spread: Spread) -> str:
-    if spread.lowest == spread.highest:
-        return f"{spread.lowest:.4g}"
-    return f"{spread.lowest:.4g}..{spread.median:.4g}..{spread.highest:.4g}"
+    shown = [f"{value:.4g}" for value in (spread.lowest, spread.median, spread.highest)]
+    return shown[0] if len(set(shown)) == 1 else "..".join(shown)

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from itertools import groupby
 
-from client.data_summary import STAYS_HERE, DataReport, Spread, Summary, describe_requirements
+from client.data_summary import STAYS_HERE, DataReport, Spread, Summary, describe_requirements, describe_split
 from common.imaging.checks import BY_CODE, Finding
+from common.wording import printable
 
 _MOST_PICTURE_BYTES = 6_000_000
 _OPEN = 20
@@ -33,22 +34,26 @@ summary { cursor: pointer; font-weight: 600; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: 1rem; padding: 0; }
 .pictures li { list-style: none; } figure { margin: 0; } figcaption { font-size: .875rem; overflow-wrap: anywhere; }
 figure img { max-width: 100%; background: #000; border-radius: .25rem; }
+.pictures .several { grid-column: 1 / -1; } .side { display: flex; flex-wrap: wrap; gap: .5rem; }
+.side div { max-width: 12rem; } .side span { display: block; font-size: .875rem; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { font-weight: 600; }
+dd { margin: 0; overflow-wrap: anywhere; }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .75rem; font-size: .9rem; }
 @media print { details { break-inside: avoid; } }
 """
 
 
-def render_html(report: DataReport, thumbnails: Mapping[str, bytes] | None = None) -> str:
+def render_html(report: DataReport, thumbnails: Mapping[str, Mapping[str, bytes]] | None = None) -> str:
     """The report as an HTML document, to be written as UTF-8.
 
     Parameters
     ----------
-    thumbnails : PNGs by case, as `draw_thumbnails` makes them; beyond 6 MB they are left out.
+    thumbnails : PNGs by case and modality, as `draw_thumbnails` makes them; beyond 6 MB they are left out.
     """
     title = f"Data check: {report.name}"
     state = "good" if report.is_fit else "error"
     asked = (
-        f"<p>Checked for a study of {_text(describe_requirements(report.requirements))}.</p>"
+        f"<p>Checked for a study of {_text(describe_requirements(report.requirements))}.{describe_split(report)}</p>"
         if report.requirements
         else ""
     )
@@ -67,6 +72,7 @@ def render_html(report: DataReport, thumbnails: Mapping[str, bytes] | None = Non
 <h1>{_text(title)}</h1>
 <p class="lead">{_text(report.headline)} <strong class="{state}">{_text(report.verdict)}</strong></p>
 {asked}
+{_about(report)}
 {_findings(report)}
 {_summaries(report.summaries())}
 {_pictures(report, thumbnails or {})}
@@ -76,6 +82,11 @@ give it to nobody who may not see them.</p></footer>
 </body>
 </html>
 """
+
+
+def _about(report: DataReport) -> str:
+    items = "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in report.about)
+    return f"<dl>{items}</dl>" if items else ""
 
 
 def _findings(report: DataReport) -> str:
@@ -143,23 +154,22 @@ def _summaries(summaries: list[Summary]) -> str:
     return f'<section aria-labelledby="images"><h2 id="images">Images and labels</h2>{tables}</section>'
 
 
-def _pictures(report: DataReport, thumbnails: Mapping[str, bytes]) -> str:
+def _pictures(report: DataReport, thumbnails: Mapping[str, Mapping[str, bytes]]) -> str:
     items: list[str] = []
     size = 0
     out = set(report.kept_out)
     codes: dict[str, list[str]] = {}
     for finding in report.findings:
         codes.setdefault(finding.case, []).append(finding.code)
-    for name, content in thumbnails.items():
-        size += len(content)
+    for name, pictures in thumbnails.items():
+        size += sum(map(len, pictures.values()))
         if size > _MOST_PICTURE_BYTES:
             break
         state = "error" if name in out else "warning" if name in codes else "good"
         found = ", ".join(dict.fromkeys(codes.get(name, []))) or "no finding"
-        data = base64.b64encode(content).decode("ascii")
-        alt = f"Slice of case {_text(name)} with the outline of its label"
+        side = "".join(_picture(name, modality, content) for modality, content in pictures.items())
         items.append(
-            f'<li><figure><img src="data:image/png;base64,{data}" alt="{alt}">'
+            f'<li{" class=several" if len(pictures) > 1 else ""}><figure><div class="side">{side}</div>'
             f'<figcaption>{_text(name)} <span class="{state}">{found}</span></figcaption></figure></li>'
         )
     if not items:
@@ -167,9 +177,16 @@ def _pictures(report: DataReport, thumbnails: Mapping[str, bytes]) -> str:
     return f"""<section aria-labelledby="pictures">
 <h2 id="pictures">Pictures</h2>
 <p>{len(items)} of {len(report.cases)} cases: those with most findings first, then a sample. The slice where the label
-is largest, its outline in colour.</p>
+is largest, its outline in colour; of several modalities four at most.</p>
 <ul class="pictures">{"".join(items)}</ul>
 </section>"""
+
+
+def _picture(case: str, modality: str, content: bytes) -> str:
+    data = base64.b64encode(content).decode("ascii")
+    what = _text(modality or "image")
+    alt = f"{what} of case {_text(case)}: a slice with the outline of the label"
+    return f'<div><img src="data:image/png;base64,{data}" alt="{alt}"><span>{what}</span></div>'
 
 
 def _table(caption: str, header: Iterable[str], rows: str) -> str:
@@ -183,8 +200,7 @@ def _table(caption: str, header: Iterable[str], rows: str) -> str:
 
 def _text(text: str) -> str:
     """For text and for attributes; what cannot be shown or encoded is replaced."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-    return escape(shown, quote=True)
+    return escape(printable(text), quote=True)
 
 
 def _frequent(found: Mapping[str, int]) -> str:
@@ -194,6 +210,5 @@ def _frequent(found: Mapping[str, int]) -> str:
 
 
 def _spread(spread: Spread) -> str:
-    if spread.lowest == spread.highest:
-        return f"{spread.lowest:.4g}"
-    return f"{spread.lowest:.4g} · {spread.median:.4g} · {spread.highest:.4g}"
+    shown = [f"{value:.4g}" for value in (spread.lowest, spread.median, spread.highest)]
+    return shown[0] if len(set(shown)) == 1 else " · ".join(shown)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from common.imaging.checks import CaseFacts, Finding, ImageFacts, Requirements, enough_cases, kept_out
 from common.imaging.facts import SourceFacts
+from common.wording import counted
 
 STAYS_HERE = "This report stays on this machine: nothing of it is sent anywhere."
 _STATISTICS = ("minimum", "p01", "mean", "std", "p99", "maximum")
@@ -68,7 +69,10 @@ class DataReport:
     requirements : of the study it was checked for; None for the check that every study would ask.
     cases : the names of all cases, sorted.
     facts : of the cases that could be read.
-    findings : errors first, then by code, case and file.
+    findings : errors first, then by code, case, file and message: equal checks are in equal order.
+    split : how many of the usable cases train in the study, and how many validate; None without one.
+    absent : the study's modalities that no case has.
+    about : what was checked, and how it is read, as lines of a name and a text.
 
     All of it stays at the site: names of cases and files may be those of patients.
     """
@@ -78,6 +82,9 @@ class DataReport:
     cases: tuple[str, ...]
     facts: tuple[CaseFacts, ...]
     findings: tuple[Finding, ...]
+    split: tuple[int, int] | None = None
+    absent: tuple[str, ...] = ()
+    about: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(
@@ -87,6 +94,9 @@ class DataReport:
         facts: Iterable[CaseFacts],
         findings: Iterable[Finding],
         requirements: Requirements | None = None,
+        split: tuple[int, int] | None = None,
+        absent: Iterable[str] = (),
+        about: Iterable[tuple[str, str]] = (),
     ) -> DataReport:
         """The report of a check; says itself where fewer cases are left than the study asks for."""
         names = tuple(sorted(cases))
@@ -94,8 +104,9 @@ class DataReport:
         if requirements is not None:
             usable = len(set(names) - kept_out(found))
             found += enough_cases(usable, len(names), requirements.minimum_cases)
-        ordered = sorted(set(found), key=lambda finding: (finding.level, finding.code, finding.case, finding.file))
-        return cls(name, requirements, names, tuple(sorted(facts, key=lambda case: case.name)), tuple(ordered))
+        ordered = sorted(set(found), key=lambda one: (one.level, *astuple(one)))
+        by_name = tuple(sorted(facts, key=lambda case: case.name))
+        return cls(name, requirements, names, by_name, tuple(ordered), split, tuple(absent), tuple(about))
 
     @property
     def kept_out(self) -> tuple[str, ...]:
@@ -123,18 +134,15 @@ class DataReport:
     def headline(self) -> str:
         """The result in one sentence."""
         out = f"{len(self.kept_out)} kept out by errors" if self.kept_out else "none kept out"
-        return f"{len(self.usable)} of {_count(len(self.cases), 'case')} usable, {out}."
+        return f"{len(self.usable)} of {counted(len(self.cases), 'case')} usable, {out}."
 
     @property
     def verdict(self) -> str:
-        """What follows from it, in one sentence."""
-        if not self.is_fit:
-            return (
-                "This data set cannot be used as it is."
-                if not self.requirements
-                else "The study cannot use it as it is."
-            )
-        return "It can be used." if not self.requirements else "The study can use it."
+        """What follows from it, in one sentence; in two where no case has what the study names."""
+        missing = f" Missing from every case: {', '.join(self.absent)}." if self.absent else ""
+        if self.requirements:
+            return f"The study {'can use it' if self.is_fit else 'cannot use it as it is'}.{missing}"
+        return "It can be used." if self.is_fit else "This data set cannot be used as it is."
 
     def summaries(self) -> list[Summary]:
         """One for each modality, in order, and one for the labels."""
@@ -163,11 +171,14 @@ class DataReport:
                 "cases": len(self.cases),
                 "usable": len(self.usable),
                 "kept_out": len(self.kept_out),
+                "training": self.split[0] if self.split else None,
+                "validation": self.split[1] if self.split else None,
                 "errors": sum(finding.level == "error" for finding in self.findings),
                 "warnings": sum(finding.level == "warning" for finding in self.findings),
                 "by_code": self.by_code,
             },
             "kept_out": list(self.kept_out),
+            "absent": list(self.absent),
             "findings": [finding.to_json() for finding in self.findings],
             "summaries": [asdict(summary) for summary in self.summaries()],
             "cases": [case.to_json() for case in self.facts],
@@ -181,11 +192,19 @@ def describe_requirements(requirements: Requirements) -> str:
         missing = " (a missing one is zero)" if requirements.missing_modality == "zero" else ""
         asked.append(f"{', '.join(requirements.modalities)}{missing}")
     else:
-        asked.append(_count(requirements.channels, "channel"))
+        asked.append(counted(requirements.channels, "channel"))
     asked.append(f"{requirements.labels}: {', '.join(requirements.classes)}")
     least = requirements.minimum_cases
-    asked.append("all cases sound" if least is None else f"at least {_count(least, 'case')}")
+    asked.append("all cases sound" if least is None else f"at least {counted(least, 'case')}")
     return "; ".join(asked)
+
+
+def describe_split(report: DataReport) -> str:
+    """How many cases train and validate, as a sentence that follows another one; "" where none does."""
+    if report.split is None or not report.is_fit:
+        return ""
+    training, validation = report.split
+    return f" Of the usable cases, {training} train and {validation} validate."
 
 
 def _summary(
@@ -208,7 +227,3 @@ def _summary(
 
 def _frequencies(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -21,18 +21,15 @@ from client.selection import SiteCases
 from common.errors import DataError
 from common.imaging.case import Case
 from common.imaging.loading import load_case
-from common.imaging.patches import pad_to, sample_patch, tiles
+from common.imaging.patches import IGNORED, pad_to, sample_patch, tiles
 from common.imaging.preprocessing import Prepared
-from common.imaging.splits import split_by_patient
+from common.imaging.splits import split_cases
 from common.study import Study
 
 Image = npt.NDArray[np.float32]
 Label = npt.NDArray[np.uint8]
 Batch = tuple[Image, Label]
 OnBatch = Callable[[int], None]
-
-_IGNORED = 255  # `common.learning.model.IGNORED`, which would load TensorFlow here
-
 
 _DROPOUT = 1000  # its part of a batch's seed, beyond those of the augmentations
 _THICK = 3.0
@@ -78,9 +75,7 @@ class SiteDataset:
         self._cases = cases
         self._cache = cache
         self.failure: DataError | None = None
-        self.training_cases, self.validation_cases = split_by_patient(
-            cases.cases, study.evaluation.validation_fraction, study.seed
-        )
+        self.training_cases, self.validation_cases = split_cases(cases.cases, study.evaluation, study.seed)
 
     @property
     def patches(self) -> int:
@@ -103,20 +98,21 @@ class SiteDataset:
         study = self._study
         draw = Draw(study.name, study.seed, round_number, self._site)
 
-        def batches() -> Iterator[tuple[Image, Label, npt.NDArray[np.int32]]]:
+        def batches() -> Iterator[tuple[Any, Any]]:
             try:
                 for index, (images, labels) in enumerate(self._training_batches(draw)):
                     on_batch(index)
                     seed = draw.generator("augment", index).integers(2**31, size=2, dtype=np.int32)
-                    yield images, labels, seed
+                    # Not by `Dataset.map`, which would set the function up anew in every round: up to a second.
+                    yield self._vary(images, labels, seed)
             except Cancelled:
                 return
             except DataError as error:
                 self.failure = DataError(f"site {self._site}: {error}")
                 return
 
-        dataset = tf.data.Dataset.from_generator(batches, output_signature=self._vary.input_signature)
-        return dataset.map(self._vary).prefetch(2)
+        images, labels, _ = self._vary.input_signature
+        return tf.data.Dataset.from_generator(batches, output_signature=(images, labels)).prefetch(2)
 
     @cached_property
     def _vary(self) -> Any:
@@ -203,12 +199,12 @@ class SiteDataset:
         counted = np.zeros(label.shape, bool)
         for where in tiles(label.shape, tile, 0.0):
             part = label[where].copy()
-            part[counted[where]] = _IGNORED
+            part[counted[where]] = IGNORED
             counted[where] = True
             padded_image = pad_to(image[where], tile, "edge")
             outside = pad_to(np.ones(part.shape, np.uint8), tile, "constant") == 0
             padded_label = pad_to(part, tile, "constant")
-            padded_label[outside] = _IGNORED
+            padded_label[outside] = IGNORED
             yield padded_image[np.newaxis], padded_label[np.newaxis]
 
     def _load(self, case: Case) -> Batch:

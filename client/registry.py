@@ -14,6 +14,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from client import registry_rows as rows
 from client.label_map import LabelMap
@@ -24,9 +25,9 @@ from common.imaging.checks import Requirements, enough_cases, examine_case, exam
 from common.imaging.cross_checks import patients_in_both
 from common.imaging.discovery import Arrangement, TakenFor, discover
 from common.imaging.facts import CaseFacts
-from common.imaging.findings import Finding
+from common.imaging.findings import Code, Finding
 from common.imaging.layouts.options import Layout
-from common.imaging.splits import split_by_patient
+from common.imaging.splits import split_cases
 from common.study import Study
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -46,8 +47,8 @@ class DataSet:
     label_map : None where the labels' values are the classes.
     arrangement : how the folder was understood.
     added_at : seconds since the epoch.
-    taken_for : what series and files call themselves, and the modality that was made of it, as the folder was listed
-        by `add` or `refresh`; not kept in the file.
+    taken_for, without_patient : as in `Discovery`, as the folder was listed by `add` or `refresh`; not kept in the
+        file.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DataSet:
     arrangement: Arrangement
     added_at: float
     taken_for: TakenFor = field(default_factory=dict, compare=False)
+    without_patient: Sequence[str] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Check:
 
 
 class Registry:
-    """The registered data sets of a site.
+    """The registered data sets of a site; as a context manager it closes its file at the end.
 
     Parameters
     ----------
@@ -108,6 +110,12 @@ class Registry:
 
     def __init__(self, path: Path) -> None:
         self._file = RegistryFile(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends the use of the file."""
@@ -133,7 +141,9 @@ class Registry:
             raise UsageError(f"data set {name}: the path {str(path)!r} is not valid text; rename the folder")
         layout = layout or Layout()
         found = discover(path, layout)
-        data_set = DataSet(name, path, layout, label_map, found.arrangement, time.time(), found.taken_for)
+        data_set = DataSet(
+            name, path, layout, label_map, found.arrangement, time.time(), found.taken_for, found.without_patient
+        )
         with self._file.transaction() as database:
             if database.execute("SELECT 1 FROM data_sets WHERE name = ?", (name,)).fetchone():
                 raise UsageError(
@@ -196,22 +206,14 @@ class Registry:
         """
         data_set = self.get(name)
         found = discover(data_set.path, data_set.layout)
-        stored = self._file.rows(
-            "SELECT c.name, c.patient, c.images, c.label, c.files, e.facts FROM cases c LEFT JOIN examinations e "
-            "ON e.data_set = c.data_set AND e.name = c.name AND e.asked = ? WHERE c.data_set = ?",
-            rows.asked_mark(None, data_set.label_map),
-            name,
-        )
+        stored = self._file.rows("SELECT name, patient, images, label, files FROM cases WHERE data_set = ?", name)
         known = {row[0]: row for row in stored}
-        fresh = []
-        for case in found.cases:
-            row = rows.case_row(case)
-            *before, facts = known.get(case.name, (None, None))
-            same = tuple(before) == row
-            if not same and tuple(before[:4]) == row[:4] and facts is not None:
-                with self._parsing():
-                    same = rows.same_content(case, CaseFacts.from_json(rows.from_text(facts)))
-            fresh.append((row, same))
+        fresh = {case.name: rows.case_row(case) for case in found.cases}
+        gone = {one for one, row in known.items() if one not in fresh or fresh[one][:4] != row[:4]}
+        touched = [
+            case for case in found.cases if case.name in known.keys() - gone and known[case.name] != fresh[case.name]
+        ]
+        valid = [(name, case.name, rows.to_text(self._valid(name, case))) for case in touched]
         with self._file.transaction() as database:
             changed = database.execute(
                 "UPDATE data_sets SET arrangement = ?, findings = ? WHERE name = ?",
@@ -219,16 +221,22 @@ class Registry:
             )
             if not changed.rowcount:
                 raise UsageError(f"data set {name}: was removed meanwhile; register it again")
-            gone = known.keys() - {row[0] for row, _ in fresh}
             database.executemany("DELETE FROM cases WHERE data_set = ? AND name = ?", [(name, one) for one in gone])
-            for row, same in fresh:
-                if not same:
-                    database.execute("DELETE FROM cases WHERE data_set = ? AND name = ?", (name, row[0]))
-                database.execute(
-                    "INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET files = excluded.files",
-                    (name, *row),
-                )
-        return replace(data_set, arrangement=found.arrangement, taken_for=found.taken_for)
+            database.executemany(
+                "DELETE FROM examinations WHERE data_set = ? AND name = ? "
+                "AND asked NOT IN (SELECT value FROM json_each(?))",
+                valid,
+            )
+            database.executemany(
+                "INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET files = excluded.files",
+                [(name, *row) for row in fresh.values()],
+            )
+        return replace(
+            data_set,
+            arrangement=found.arrangement,
+            taken_for=found.taken_for,
+            without_patient=found.without_patient,
+        )
 
     def check(
         self, names: Sequence[str], study: Study | None = None, on_case: OnCase = lambda done, total: None
@@ -270,7 +278,9 @@ class Registry:
         ]
         found += [finding for one in examined for finding in one.findings]
         facts = [one.facts for one in examined if one.facts is not None]
-        found += examine_cases(facts)
+        found += examine_cases(facts, out=kept_out(found))
+        if any(finding.code == Code.NO_FOREGROUND.code for finding in found):  # which says it of all labels at once
+            found = [finding for finding in found if finding.code != Code.EMPTY_LABEL.code]
         if study is not None:
             found += _patients_in_both(examined, kept_out(found), study)
         return Check(sorted(examined, key=lambda one: one.case.name), list(dict.fromkeys(found)))
@@ -291,14 +301,7 @@ class Registry:
             A folder cannot be listed or has an error of its own, label maps differ between the data sets or from the
             study's classes, or fewer cases are left than the study asks for.
         """
-        maps = {name: self.get(name).label_map for name in names}
-        first = next(iter(maps.values()), None)
-        for name, label_map in maps.items():
-            if _classes(label_map) != _classes(first):
-                raise DataError(
-                    f"data set {name}: its label map ({label_map or 'none'}) is not that of {next(iter(maps))} "
-                    f"({first or 'none'}). Register both with the same map to use them in one study."
-                )
+        label_map = self.label_map_of(names)
         check = self.check(names, study, on_case)
         errors = [finding for finding in check.findings if finding.level == "error"]
         refusing = [finding for finding in errors if not finding.case]
@@ -310,10 +313,23 @@ class Registry:
             raise DataError(
                 f"data {where}: {refusing[0].message}. {refusing[0].advice}{''.join(causes[:_CAUSES])}{more}"
             )
-        return _classes(first), check
+        return _classes(label_map), check
+
+    def label_map_of(self, names: Sequence[str]) -> LabelMap | None:
+        """The label map of several data sets together. Raises DataError where they have not one and the same."""
+        maps = {name: self.get(name).label_map for name in names}
+        first = next(iter(maps.values()), None)
+        for name, label_map in maps.items():
+            if _classes(label_map) != _classes(first):
+                raise DataError(
+                    f"data set {name}: its label map ({label_map or 'none'}) is not that of {next(iter(maps))} "
+                    f"({first or 'none'}). Register both with the same map to use them in one study."
+                )
+        return first
 
     def _examine(self, data_set: DataSet, case: Case, requirements: Requirements | None) -> Examined:
         """From the file, or anew and into it."""
+        registered = list(case.images)
         case = case if requirements is None else case.with_modalities(requirements.modalities)
         key = (data_set.name, case.name, rows.asked_mark(requirements, data_set.label_map))
         found = self._file.rows(
@@ -323,7 +339,7 @@ class Registry:
             with self._parsing():
                 return Examined(case, rows.facts_of(found[0][0]), rows.findings_of(found[0][1]))
         classes = data_set.label_map.classes if data_set.label_map else None
-        facts, findings = examine_case(case, requirements, classes)
+        facts, findings = examine_case(case, requirements, classes, registered=registered)
         if facts is None:
             # What hindered the reading, such as rights or memory, may pass without a change of the files.
             return Examined(case, None, tuple(findings))
@@ -335,6 +351,13 @@ class Registry:
                 (*key, rows.facts_text(facts), rows.findings_text(findings), *key[:2]),
             )
         return Examined(case, facts, tuple(findings))
+
+    def _valid(self, data_set: str, case: Case) -> list[str]:
+        """What a case was examined for with files that still hold the same."""
+        found = self._file.rows(
+            "SELECT asked, facts FROM examinations WHERE data_set = ? AND name = ?", data_set, case.name
+        )
+        return [asked for asked, facts in found if rows.still_holds(case, facts)]
 
     def _folder_findings(self, name: str) -> tuple[Finding, ...]:
         found = self._file.rows("SELECT findings FROM data_sets WHERE name = ?", name)
@@ -367,7 +390,7 @@ def _renamed(one: Examined, name: str) -> Examined:
 def _patients_in_both(examined: Iterable[Examined], out: AbstractSet[str], study: Study) -> list[Finding]:
     """Of the cases that are not kept out: only these are trained and validated on."""
     sound = [one for one in examined if one.case.name not in out]
-    _, validation = split_by_patient([one.case for one in sound], study.evaluation.validation_fraction, study.seed)
+    _, validation = split_cases([one.case for one in sound], study.evaluation, study.seed)
     facts = [one.facts for one in sound if one.facts is not None]
     return patients_in_both(facts, {case.name for case in validation})
 

@@ -19,7 +19,7 @@ from common.imaging.layouts.options import Layout
 from common.imaging.source_checks import Refused, origin_of
 from common.version import VERSION
 
-_EXAMINATION = 2  # counted up where an examination of the same files gives other facts than before
+_EXAMINATION = 3  # counted up where an examination of the same files gives other facts than before
 
 
 def to_text(value: Any) -> str:
@@ -35,7 +35,12 @@ def from_text(text: str) -> Any:
 def layout_text(layout: Layout) -> str:
     """A layout as text; `layout_of` is the inverse."""
     return to_text(
-        {"channel_map": dict(layout.channel_map), "label": layout.label, "patient_pattern": layout.patient_pattern}
+        {
+            "channel_map": dict(layout.channel_map),
+            "label": layout.label,
+            "patient_pattern": layout.patient_pattern,
+            "level": layout.level,
+        }
     )
 
 
@@ -108,6 +113,19 @@ def same_content(case: Case, facts: CaseFacts) -> bool:
         return False
 
 
+def still_holds(case: Case, facts: str | None) -> bool:
+    """Whether an examination, for a study or for none, gave these facts of what the files of the case hold now."""
+    try:
+        known = facts_of(facts)
+    except (KeyError, TypeError, ValueError, AttributeError):  # of another version
+        return False
+    if known is None:
+        return False
+    names = tuple(known.images)  # a study's, which are not always the site's
+    asked = case.with_modalities(() if names == ("",) else names)
+    return asked.images.keys() == known.images.keys() and same_content(asked, known)
+
+
 def asked_mark(requirements: Requirements | None, label_map: LabelMap | None) -> str:
     """Tells examinations for different studies and label maps apart, and those of other versions of Wardround."""
     classes = sorted(label_map.classes.items()) if label_map else None
@@ -129,10 +147,11 @@ def _mark(path: Path) -> list[Any]:
     ]
 
 
-def _source(source: Source) -> list[str]:
-    return [str(source.path), source.series]
+def _source(source: Source) -> list[str | int]:
+    """The level only where it is not 0, as in registries that are older than levels."""
+    return [str(source.path), source.series, *([source.level] if source.level else [])]
 
 
-def _source_of(found: list[str]) -> Source:
-    path, series = found
-    return Source(Path(path), series)
+def _source_of(found: list[Any]) -> Source:
+    path, series, *level = found
+    return Source(Path(path), series, *level)

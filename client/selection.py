@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,8 @@ class SiteCases:
 
     def key(self, case: Case, study: Study) -> str:
         """By which the prepared case is found in a cache: it follows from the files' content and the study."""
-        return case_key(self.facts[case.name].digests, study, label_map=self.label_map)
+        level = max(source.level for source in case.sources)
+        return case_key(self.facts[case.name].digests, study, label_map=self.label_map, level=level)
 
 
 def select_cases(study: Study, data: Sequence[str], registry: Registry) -> SiteCases:
@@ -72,7 +72,7 @@ def select_folder(study: Study, folder: Path, registry: Path | None = None) -> S
     if registry is None:
         with tempfile.TemporaryDirectory(prefix="wardround-") as temporary:
             return select_folder(study, folder, Path(temporary) / "registry.sqlite")
-    with contextlib.closing(Registry(registry)) as opened:
+    with Registry(registry) as opened:
         known = {one.name: one.path for one in opened.data_sets()}
         if known.get(_FOLDER, folder.absolute()) != folder.absolute():
             opened.remove(_FOLDER)

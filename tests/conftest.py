@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 import common  # noqa: F401  (sets what gRPC and TensorFlow read when they load; must come first)
@@ -15,6 +16,10 @@ from common.study import Study, parse_study
 # A runner that was started in the background may ignore SIGINT, and its children inherit that; TFF ends its worker by
 # this signal and then waits for ever. A handler here means the default there.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,12 @@ class Source:
     path : a file, or the folder that holds the files of a DICOM series.
     series : the SeriesInstanceUID of the wanted series where `path` is a folder; "" where the folder holds one alone,
         and for files.
+    level : of the file's pyramid, 0 for the full resolution, which every file has.
     """
 
     path: Path
     series: str = ""
+    level: int = 0
 
     @property
     def name(self) -> str:

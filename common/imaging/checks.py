@@ -6,18 +6,23 @@ A site calls `examine_case` for every case, one after the other, then `examine_c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from common.imaging.case import Case, Source
 from common.imaging.cross_checks import enough_cases, examine_cases, kept_out
 from common.imaging.facts import CaseFacts, ImageFacts, LabelFacts, image_facts, label_facts
 from common.imaging.findings import BY_CODE, Code, Finding, Level
-from common.imaging.grid_checks import grid_fault, is_placed, overlap, same_grid
+from common.imaging.grid_checks import grid_fault, is_placed, overlap, resampling_fault, same_grid
 from common.imaging.preprocessing import LEAST_COVERED, channels_fit
 from common.imaging.source_checks import Refused, origin_of, read
 from common.imaging.volume import Volume
 from common.study import Study
+from common.wording import counted, listed
 
 __all__ = [
     "BY_CODE",
@@ -34,16 +39,20 @@ __all__ = [
     "kept_out",
 ]
 
-_NAMED = 5
 # An instance label holds a value for each object. This many parts of one value are no crumbs of an object any more.
 _PARTS_OF_AN_OBJECT = 4
 _FEW_VALUES = 3
+# What was measured has many values, hardly ever the same in two neighbours; objects are of one value throughout.
+_MANY_VALUES = 100
+_VALUES_OF_A_PART = 4
+_FLAT = 0.5
+_NAMED = 12
 _OTHER_GRID = (Code.SHAPE_MISMATCH, Code.SPACING_MISMATCH, Code.AFFINE_MISMATCH)
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a study asks of a case and of a site; the attributes are the keys of `task` and `cohort` in the study."""
+    """What a study asks of a case and of a site; the attributes are keys of the study's sections."""
 
     dimensions: int
     channels: int
@@ -52,6 +61,7 @@ class Requirements:
     modalities: tuple[str, ...] = ()
     missing_modality: str = "error"
     minimum_cases: int | None = None
+    spacing: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, study: Study) -> Requirements:
@@ -65,6 +75,7 @@ class Requirements:
             modalities=task.modalities,
             missing_modality=task.missing_modality,
             minimum_cases=study.cohort.minimum_cases,
+            spacing=study.preprocessing.spacing,
         )
 
     @property
@@ -74,7 +85,11 @@ class Requirements:
 
 
 def examine_case(
-    case: Case, requirements: Requirements | None = None, label_map: Mapping[int, int] | None = None
+    case: Case,
+    requirements: Requirements | None = None,
+    label_map: Mapping[int, int] | None = None,
+    *,
+    registered: Iterable[str] = (),
 ) -> tuple[CaseFacts | None, list[Finding]]:
     """Read a case and find what is wrong with it.
 
@@ -86,13 +101,15 @@ def examine_case(
     requirements : of the study; None examines what every study would ask.
     label_map : stored label value -> class index; a value that is not in it is no class, except 0, which is
         background. None: the values are the classes.
+    registered : the modalities that the site has of the case, where `case` holds only those that the study names: what
+        a finding about a missing one tells.
 
     Returns
     -------
     facts : None where a file could not be read.
     findings : in the order of the case's sources. Never raised: a case with an error among them is to be kept out.
     """
-    findings, images = _examine_images(case, requirements)
+    findings, images = _examine_images(case, requirements, sorted(registered) or sorted(case.images))
     wanted = [modality for modality in _order(case, requirements) if modality in case.images]
     complete = len(images) == len(wanted)
     findings += _examine_modalities(case, images)
@@ -112,13 +129,15 @@ def _order(case: Case, requirements: Requirements | None) -> Sequence[str]:
     return sorted(case.images) if requirements is None else requirements.modalities or ("",)
 
 
-def _examine_images(case: Case, requirements: Requirements | None) -> tuple[list[Finding], dict[str, ImageFacts]]:
+def _examine_images(
+    case: Case, requirements: Requirements | None, registered: Sequence[str]
+) -> tuple[list[Finding], dict[str, ImageFacts]]:
     findings: list[Finding] = []
     images: dict[str, ImageFacts] = {}
     wanted = _order(case, requirements)
     absent = [modality for modality in wanted if modality not in case.images]
-    if absent:
-        findings.append(_missing(case, absent, requirements))
+    if absent and requirements is not None:
+        findings.append(_missing(case.name, absent, requirements, registered))
     for modality in wanted:
         source = case.images.get(modality)
         if source is None:
@@ -131,27 +150,56 @@ def _examine_images(case: Case, requirements: Requirements | None) -> tuple[list
             findings.append(refused.finding(case.name, source.name))
             continue
         images[modality] = facts
-        findings += _image_faults(case.name, facts, requirements)
+        # The others are laid onto the first.
+        findings += _image_faults(case.name, facts, requirements, is_first=len(images) == 1)
     return findings, images
 
 
-def _missing(case: Case, absent: Sequence[str], requirements: Requirements | None) -> Finding:
-    names = _list([modality or "the image" for modality in absent])
-    nothing = requirements is None or len(absent) == len(requirements.modalities or ("",))
-    tolerated = requirements is not None and requirements.missing_modality == "zero" and not nothing
-    code = Code.ABSENT_MODALITY if tolerated else Code.MISSING_MODALITY
-    there = _list(sorted(modality for modality in case.images if modality)) or "none by name"
-    return code.finding(f"case {case.name}: expected {names}, found {there}", case=case.name)
+def _missing(case: str, absent: Sequence[str], requirements: Requirements, registered: Sequence[str]) -> Finding:
+    """What the study misses, beside what the case has: one of these may be it under another name."""
+    wanted = requirements.modalities
+    is_tolerated = requirements.missing_modality == "zero" and len(absent) < len(wanted)
+    code = Code.ABSENT_MODALITY if is_tolerated else Code.MISSING_MODALITY
+    if not wanted and len(registered) > 1:
+        return code.finding(
+            f"case {case}: the study takes one image without a name, the case has {len(registered)} modalities "
+            f"({listed(registered, most=_NAMED)})",
+            case=case,
+            advice="Ask the coordinator whether the study should name its modalities, or say in a table cases.csv "
+            "which image of each case is meant.",
+        )
+    known = {modality.casefold() for modality in wanted}
+    unused = [modality for modality in registered if modality and modality.casefold() not in known]
+    named = listed([modality for modality in registered if modality], most=_NAMED)
+    there = named or ("one image without a name" if registered else "no image")
+    message = (
+        f"case {case}: expected {listed([name or 'an image' for name in absent], most=_NAMED)}; the case has {there}"
+    )
+    if not unused:
+        return code.finding(message, case=case)
+    otherwise = "add the image, if it was ever taken" if is_tolerated else "add the image, or remove the case"
+    return code.finding(
+        f"{message}, of which {listed(unused, most=_NAMED)} {'is' if len(unused) == 1 else 'are'} not used",
+        case=case,
+        advice=f"Register the data again with --channel-map '{absent[0]}=PATTERN' if it is one of these; otherwise "
+        f"{otherwise}.",
+    )
 
 
-def _image_faults(case: str, facts: ImageFacts, requirements: Requirements | None) -> list[Finding]:
+def _image_faults(case: str, facts: ImageFacts, requirements: Requirements | None, *, is_first: bool) -> list[Finding]:
     findings = []
 
     def add(code: Code, message: str) -> None:
         findings.append(code.finding(f"image {facts.file}: {message}", case=case, file=facts.file))
 
-    if requirements and not channels_fit(facts.channels, requirements.channels_of_an_image):
-        add(Code.CHANNELS, f"expected {requirements.channels_of_an_image} channels, found {facts.channels}")
+    wanted = requirements.channels_of_an_image if requirements else facts.channels
+    if not channels_fit(facts.channels, wanted, facts.dtype):
+        what = " that are no colours" if channels_fit(facts.channels, wanted) else ""
+        add(Code.CHANNELS, f"expected {counted(wanted, 'channel')}, found {facts.channels} of {facts.dtype}{what}")
+    if is_first and requirements and requirements.spacing:
+        fault = resampling_fault(facts, requirements.spacing)
+        if fault is not None:
+            add(Code.TOO_FINE, fault)
     if facts.minimum == facts.maximum:
         add(Code.CONSTANT_IMAGE, f"every value is {facts.minimum:g}")
     if facts.burned_in:
@@ -206,7 +254,23 @@ def _examine_label(
         add(*faults[0])
     for code, message in _value_faults(facts, counts, requirements, label_map):
         add(code, message)
+    if facts.values > _MANY_VALUES and facts.values > _VALUES_OF_A_PART * facts.components:
+        share = _equal_neighbours(volume.array[..., 0])
+        if share < _FLAT:
+            found = f"{facts.values} values for {counted(facts.components, 'separate part')}"
+            add(Code.LOOKS_LIKE_AN_IMAGE, f"{found}, and {share:.0%} of neighbours have the same")
     return facts, findings
+
+
+def _equal_neighbours(label: npt.NDArray[np.integer[Any]]) -> float:
+    """Of the voxels that lie side by side and are no background, the share with one value."""
+    both = same = 0
+    for axis in range(label.ndim):
+        first, second = (label.take(range(at, label.shape[axis] - 1 + at), axis) for at in (0, 1))
+        inside = (first != 0) & (second != 0)
+        both += int(np.count_nonzero(inside))
+        same += int(np.count_nonzero(inside & (first == second)))
+    return same / both if both else 1.0
 
 
 def _read_label(source: Source, grids: Sequence[Volume], requirements: Requirements | None) -> Volume:
@@ -239,20 +303,20 @@ def _value_faults(
 ) -> list[tuple[Code, str]]:
     faults: list[tuple[Code, str]] = []
     values = [value for value in counts if value != 0]
-    classes = len(requirements.classes) if requirements else 256
+    classes = len(requirements.classes) if requirements else 255
     if label_map is not None:
         beyond = sorted({index for index in label_map.values() if not 0 <= index < classes})
         if beyond:
-            faults.append((Code.UNKNOWN_VALUE, f"the label map leads to {_list(beyond)}, of {classes} classes from 0"))
+            faults.append((Code.UNKNOWN_VALUE, f"the label map leads to {listed(beyond)}, of {classes} classes from 0"))
         unknown = [value for value in values if value not in label_map]
-        expected = f"values of the label map ({_list(sorted(label_map))})"
+        expected = f"values of the label map ({listed(sorted(label_map))})"
     elif requirements is not None and requirements.labels == "classes":
         unknown = [value for value in values if value >= classes]
         expected = f"class indices 0 to {classes - 1}"
     else:
         unknown, expected = [], ""
     if unknown:
-        faults.append((Code.UNKNOWN_VALUE, f"expected {expected}, found {_list(unknown)}"))
+        faults.append((Code.UNKNOWN_VALUE, f"expected {expected}, found {listed(unknown)}"))
     if facts.foreground == 0:
         faults.append((Code.EMPTY_LABEL, "holds background alone"))
     elif len(counts) == 1:
@@ -267,8 +331,3 @@ def _value_faults(
     elif unknown and len(values) > 2 * classes and facts.components >= len(values) / 2:
         faults.append((Code.LOOKS_LIKE_INSTANCES, found))
     return faults
-
-
-def _list(names: Sequence[str] | Sequence[int]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(str(name) for name in names[:_NAMED]) + more

@@ -15,6 +15,7 @@ import numpy as np
 from common.imaging.facts import CaseFacts, ImageFacts
 from common.imaging.findings import Code, Finding
 from common.imaging.grid_checks import ras_spacing
+from common.wording import counted, listed
 
 # The modified z-score of Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993; they flag 3.5, for normally
 # distributed values. Images of one device are less regular than that, and a warning that is always there is not read.
@@ -26,13 +27,17 @@ _SPACING_RATIO = 1.5
 _Item = TypeVar("_Item")
 
 
-def examine_cases(facts: Sequence[CaseFacts], validation: AbstractSet[str] = frozenset()) -> list[Finding]:
+def examine_cases(
+    facts: Sequence[CaseFacts], validation: AbstractSet[str] = frozenset(), out: AbstractSet[str] = frozenset()
+) -> list[Finding]:
     """Compare the cases of a site with each other.
 
     Parameters
     ----------
     facts : of all cases that could be read.
     validation : names of the cases that are validated on; the others are trained on.
+    out : names of the cases that errors of their own keep out. They are compared with the others for copies, but give
+        no warnings, and do not count for what is ordinary.
 
     Returns
     -------
@@ -42,17 +47,17 @@ def examine_cases(facts: Sequence[CaseFacts], validation: AbstractSet[str] = fro
     """
     cases = sorted(facts, key=lambda case: case.name)
     copies = _copies(cases)
-    out = kept_out(copies)
+    sound = [case for case in cases if case.name not in out | kept_out(copies)]
     findings = [
         *copies,
-        *_shared_images(cases),
-        *_shared_labels(cases),
-        *patients_in_both([case for case in cases if case.name not in out], validation),
+        *_shared_images(sound),
+        *_shared_labels(sound),
+        *patients_in_both([case for case in cases if case.name not in kept_out(copies)], validation),
         *_no_foreground(cases),
-        *_intensity_outliers(cases),
-        *_spacing_outliers(cases),
+        *_intensity_outliers(sound),
+        *_spacing_outliers(sound),
     ]
-    return sorted(findings, key=lambda finding: (finding.case, finding.code, finding.file))
+    return sorted(findings, key=lambda finding: (finding.case, finding.code, finding.file, finding.message))
 
 
 def kept_out(findings: Iterable[Finding]) -> set[str]:
@@ -71,9 +76,10 @@ def enough_cases(usable: int, total: int, minimum: int | None) -> list[Finding]:
     if usable >= (max(total, 1) if minimum is None else minimum):
         return []
     if minimum is None:
-        message = f"the study asks for all {total} cases to be sound, found {usable}" if total else "there are no cases"
+        all_cases = "the one case" if total == 1 else f"all {total} cases"
+        message = f"the study asks for {all_cases} to be sound, found {usable}" if total else "there are no cases"
     else:
-        message = f"the study asks for at least {minimum} sound cases, found {usable}"
+        message = f"the study asks for at least {counted(minimum, 'sound case')}, found {usable}"
     return [Code.TOO_FEW.finding(message)]
 
 
@@ -89,7 +95,7 @@ def _copies(cases: Sequence[CaseFacts]) -> list[Finding]:
         first, *others = [*labelled, *(case for case in same if case.label is None)]
         for case in others:
             if _label_pixels(case) in ("", _label_pixels(first)):
-                message = f"case {case.name}: image and label are those of {first.name}"
+                message = f"case {case.name}: image and label are those of {first.name}, which stays"
                 findings.append(Code.DUPLICATE.finding(message, case=case.name, file=_file(case)))
     return findings
 
@@ -139,15 +145,12 @@ def patients_in_both(cases: Sequence[CaseFacts], validation: AbstractSet[str]) -
 
 
 def _no_foreground(cases: Sequence[CaseFacts]) -> list[Finding]:
-    labels = [(case, case.label) for case in cases if case.label is not None]
-    if any(label.foreground for _, label in labels):
+    """An error about the data set: what there is to say of each label, W220 says."""
+    labels = [case.label for case in cases if case.label is not None]
+    if not labels or any(label.foreground for label in labels):
         return []
-    return [
-        Code.NO_FOREGROUND.finding(
-            f"label {label.file}: is empty, and so is every other", case=case.name, file=label.file
-        )
-        for case, label in labels
-    ]
+    what = "the only label is" if len(labels) == 1 else f"all {len(labels)} labels are"
+    return [Code.NO_FOREGROUND.finding(f"{what} empty")]
 
 
 def _intensity_outliers(cases: Sequence[CaseFacts]) -> list[Finding]:
@@ -221,9 +224,7 @@ def _file(case: CaseFacts) -> str:
 
 
 def _names(cases: Iterable[CaseFacts]) -> str:
-    names = sorted({case.name for case in cases})
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return listed(sorted({case.name for case in cases}), most=3)
 
 
 def _spacing(values: Iterable[float]) -> str:

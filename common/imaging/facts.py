@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from common.imaging.case import Source
 from common.imaging.geometry import Orientation
-from common.imaging.volume import Volume
+from common.imaging.volume import Stated, Volume
 
 _PERCENTILE_SAMPLE = 2_000_000
 _MOST_VALUES = 1024
@@ -38,9 +38,10 @@ class SourceFacts:
     pixels : SHA-256 of the voxels with their type and shape, volumes turned to RAS: equal for the same image in two
         files, whichever way it is stored.
     format : "TIFF", "NIfTI" or "DICOM".
-    dtype : of the voxels as read, such as "uint8".
+    dtype : of the voxels, such as "uint8"; of labels as the file stores them, of images as they are read.
     shape, spacing : (z, y, x), on the stored grid.
     affine : 4 rows of 4, as in `Volume`.
+    stated : what of its grid the file states, as in `Volume`.
     channels : 1 for grey images and labels.
     """
 
@@ -52,13 +53,14 @@ class SourceFacts:
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     affine: tuple[tuple[float, ...], ...]
+    stated: Stated
     channels: int
 
     @property
     def volume(self) -> Volume:
         """A volume on this grid without memory behind its voxels (all zero): geometry without pixels."""
         array = np.broadcast_to(np.zeros((), np.uint8), (*self.shape, 1))
-        return Volume(array, self.spacing, np.array(self.affine, np.float64))
+        return Volume(array, self.spacing, np.array(self.affine, np.float64), self.stated)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
@@ -209,10 +211,11 @@ def _source_facts(volume: Volume, source: Source, files: list[Path]) -> dict[str
         "digest": digest_of(files),
         "pixels": _pixel_digest(volume),
         "format": format_of(source),
-        "dtype": volume.array.dtype.name,
+        "dtype": volume.stored or volume.array.dtype.name,
         "shape": volume.shape,
         "spacing": tuple(float(distance) for distance in volume.spacing),
         "affine": tuple(tuple(row) for row in volume.affine.tolist()),
+        "stated": volume.stated,
         "channels": volume.channels,
     }
 

@@ -69,12 +69,14 @@ class Code(Enum):
     DIMENSIONS = (
         "E109",
         "wrong number of dimensions",
-        "Save one slice a file for a 2D study, the whole volume in one file for a 3D study.",
+        "Save one slice a file for a 2D study, the whole volume in one file for a 3D study; the coordinator decides "
+        "which of the two it is.",
     )
     CHANNELS = (
         "E110",
         "wrong number of channels",
-        "Convert the image, or choose a study with these channels (grey serves for 3, RGB for 1).",
+        "Convert the image, or ask the coordinator for a study with these channels (grey serves for 3, RGB of 8 or 16 "
+        "bits for 1).",
     )
     CONSTANT_IMAGE = ("E111", "image of one single value", "Export the image again, or remove the case.")
     SLICES = (
@@ -91,6 +93,21 @@ class Code(Enum):
         "E114",
         "orientation or spacing that no grid can have",
         "Export the file again with its orientation and spacing.",
+    )
+    NO_LEVEL = (
+        "E115",
+        "no such level of a pyramid",
+        "Register the data again without --level, or with a level that every image and label has.",
+    )
+    TOO_LARGE = (
+        "E116",
+        "more voxels than are taken",
+        "Save the image in parts or at a coarser resolution, or register the data with a smaller level of its pyramid.",
+    )
+    TOO_FINE = (
+        "E117",
+        "too large at the study's spacing",
+        "Check that the study's spacing is in the unit of the image, and that the spacing in the file is right.",
     )
     BURNED_IN = (
         "W120",
@@ -112,7 +129,7 @@ class Code(Enum):
     UNKNOWN_VALUE = (
         "E204",
         "label value that is no class",
-        "Give the value a class in the data set's label map, correct the label, or choose another study.",
+        "Give the value a class in the data set's label map, or correct the label.",
     )
     SHAPE_MISMATCH = ("E205", "label and image of different shapes", "Export the label on the image's grid.")
     SPACING_MISMATCH = ("E206", "label and image of different spacing", "Export the label on the image's grid.")
@@ -140,7 +157,13 @@ class Code(Enum):
     LOOKS_LIKE_INSTANCES = (
         "W223",
         "instance label where classes are expected",
-        "Give every object the value of its class, or choose a study of instances.",
+        "Give every object the value of its class; a study of instances takes the label as it is.",
+    )
+    LOOKS_LIKE_AN_IMAGE = (
+        "W224",
+        "label that looks like an image",
+        "Check that it is no image, and was not exported in shades of grey: a label holds one number for each class or "
+        "object.",
     )
     # One case.
     MISSING_MODALITY = ("E301", "modality missing", "Add the image of this modality, or remove the case.")
@@ -205,8 +228,28 @@ class Code(Enum):
         "Arrange the folder as the guide says, such as images/ and labels/ with files of the same names.",
     )
     NAME_TWICE = ("E503", "two files for one image or label", "Keep one of them, and move the other away.")
+    TABLE = (
+        "E504",
+        "fault in the table of cases",
+        "Correct the table: a first row of column names, then a row for each case, separated by commas, in UTF-8.",
+    )
     LABEL_WITHOUT_IMAGE = ("W520", "label without an image", "Add the image of the same name, or remove the label.")
     IGNORED_FILE = ("W521", "file of a kind that is not read", "Convert it, or move it out of the folder.")
+    LEFT_OUT = (
+        "W522",
+        "series left out for another",
+        "Nothing, if the other is the one that is meant; otherwise say which with --channel-map 'NAME=PATTERN'.",
+    )
+    FOLDER_LEFT_OUT = (
+        "W523",
+        "folder of images left out",
+        "Add it under a name of its own, or move its images to the others.",
+    )
+    NO_SUCH_LABEL = (
+        "W524",
+        "pattern for labels that chooses none",
+        "Register the data again with a --label that the labels' names match, or without one.",
+    )
 
     def __init__(self, code: str, title: str, advice: str) -> None:
         self.code = code

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from common.imaging.volume import Volume, scaling_affine
+from common.imaging.volume import Volume
 
 Shape = tuple[int, int, int]
 Triple = tuple[float, float, float]
@@ -103,7 +103,7 @@ def to_ras(volume: Volume) -> Volume:
         return volume
     affine = orientation.affine(volume.affine, volume.shape)
     z, y, x = (volume.spacing[axis] for axis in orientation.axes)
-    return Volume(orientation.apply(volume.array), (z, y, x), affine)
+    return replace(volume, array=orientation.apply(volume.array), spacing=(z, y, x), affine=affine)
 
 
 # Agreement of two grids. --------------------------------------------------------------------------------------------
@@ -130,23 +130,20 @@ def displacement(a: Placed, b: Placed) -> tuple[float, float]:
     return float(voxels), float(distance)
 
 
-def is_unplaced(grid: Placed) -> bool:
-    """Whether the file said at most a spacing: the affine is that of an image without orientation and position."""
-    return np.array_equal(grid.affine, scaling_affine(spacing_of(grid.affine)))
+def is_unplaced(grid: Volume) -> bool:
+    """Whether the file says at most a spacing, and neither orientation nor position."""
+    return grid.stated != "place"
 
 
-def same_grid(a: Placed, b: Placed, tolerance: float = GRID_TOLERANCE) -> bool:
+def same_grid(a: Volume, b: Volume, tolerance: float = GRID_TOLERANCE) -> bool:
     """Whether two grids have one shape and put every voxel at the same place, within `tolerance` voxels of `a`.
 
-    A file that says nothing of where its voxels lie (affine: identity) agrees with any of the same shape that says at
-    most a spacing: labels of microscopy seldom carry the pixel size of their image. For single planes without
-    orientation the shape decides alone, because there the pixel sizes of label and image are rarely written by the same
-    program.
+    A file that says nothing of its grid agrees with any of the same shape that says at most a spacing: labels of
+    microscopy seldom carry the pixel size of their image. For single planes without orientation the shape decides
+    alone, because there the pixel sizes of label and image are rarely written by the same program.
     """
     if a.shape != b.shape:
         return False
-    if is_unplaced(a) and is_unplaced(b):
-        silent = any(np.array_equal(grid.affine, np.eye(4)) for grid in (a, b))
-        if silent or a.shape[0] == 1:
-            return True
+    if is_unplaced(a) and is_unplaced(b) and (a.shape[0] == 1 or "nothing" in (a.stated, b.stated)):
+        return True
     return displacement(a, b)[0] <= tolerance

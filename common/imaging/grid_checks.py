@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from common.errors import DataError
 from common.imaging import geometry
 from common.imaging.facts import SourceFacts
 from common.imaging.findings import Code
+from common.imaging.resampling import Zoom
 from common.imaging.volume import Volume
 
 _SAME_SPACING = 0.01
@@ -46,6 +50,19 @@ def overlap(a: SourceFacts, b: SourceFacts) -> float:
     index = np.linalg.solve(np.array(b.affine), np.array(a.affine) @ centres.reshape(4, -1))[:3]
     ends = np.array(b.shape[::-1], np.float64)[:, np.newaxis] - 0.5
     return float(np.all((index >= -0.5) & (index <= ends), axis=0).mean())
+
+
+def resampling_fault(image: SourceFacts, spacing: Sequence[float]) -> str | None:
+    """Why preprocessing refuses to resample an image to a study's spacing, (z, y, x) or (y, x); None where it does not.
+
+    In 2D the plane keeps its depth, as in preprocessing.
+    """
+    turned = _turned(image)
+    try:
+        Zoom.to_spacing(turned.shape, turned.spacing, (*turned.spacing[: 3 - len(spacing)], *spacing))
+    except DataError as error:
+        return str(error).removeprefix("spacing: ").partition(". ")[0]
+    return None
 
 
 def ras_spacing(facts: SourceFacts) -> tuple[float, float, float]:

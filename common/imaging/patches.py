@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+IGNORED = 255
+"""The label of voxels that lie outside the image (padding of validation tiles); they count in no metric."""
+
 # With 256 tries an image with 2 % foreground is searched as a whole in less than 1 of 100 calls.
 _TRIES = 256
 

@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
+from common.imaging.distance import encode_distance
 from common.imaging.geometry import Orientation, displacement, is_unplaced, same_grid, to_ras
 from common.imaging.grid import Box, Grid
 from common.imaging.intensity import INTENSITIES, box_of, foreground_of, normalize
 from common.imaging.resampling import Zoom, lay_onto
 from common.imaging.volume import Volume
 from common.study import Preprocessing, Study
+from common.wording import counted, listed
 
 __all__ = [
     "CHANNELS_ADVICE",
@@ -34,9 +36,10 @@ __all__ = [
 ]
 
 LABELS = ("classes", "instances")
-CHANNELS_ADVICE = "Convert the image, or set the study's channels (grey serves for 3, RGB for 1)."
+CHANNELS_ADVICE = "Convert the image, or ask for a study of its channels (grey serves for 3, 8 or 16 bit RGB for 1)."
 # Luma of ITU-R BT.601, section 2.5.1.
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_RGB_TYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 _CROP_MARGIN = 2
 LEAST_COVERED = 0.5
 
@@ -48,7 +51,8 @@ class Prepared:
     Attributes
     ----------
     image : float32, shape (y, x, channel) or (z, y, x, channel)
-    label : uint8 class indices, shape (y, x) or (z, y, x), or None
+    label : uint8 class indices, shape (y, x) or (z, y, x), or None; with the study's head "distance" objects as
+        `common.imaging.distance.encode_distance` has them.
     grid : where it lies, and the way back to the stored grid.
     """
 
@@ -111,7 +115,7 @@ def prepare_case(
     present = {name: volume for name, volume in zip(names, images, strict=True) if volume is not None}
     missing = [name for name in names if name not in present]
     if missing and (task.missing_modality == "error" or not present):
-        advice = "" if not present else ", or set the study's missing_modality to zero"
+        advice = "" if not present else ", or ask the coordinator for missing_modality: zero"
         raise DataError(f"{', '.join(missing)}: the image is missing. Register it, or leave the case out{advice}.")
 
     stored = next(iter(present.values()))
@@ -123,16 +127,20 @@ def prepare_case(
     if label is not None:
         label = to_ras(label) if task.dimensions == 3 else label
         _check_label_grid(reference, label, names=list(gridded))
-        if label_map is not None:
-            label = map_label(label, label_map, len(task.classes))
-        classes = prepare_label(label, dimensions=3, classes=len(task.classes), labels=task.labels)
+        mapped = label if label_map is None else map_label(label, label_map, len(task.classes))
+        classes = prepare_label(mapped, dimensions=3, classes=len(task.classes), labels=task.labels)
+        if study.model.head == "distance":
+            # A map says which numbers are objects, and makes no one object of several; any number may be one then.
+            numbers = label.array[..., 0].astype(np.int64)
+            classes = encode_distance(np.where(classes > 0, numbers - numbers.min() + 1, 0), reference.spacing)
 
     zoom = _zoom(reference, settings)
     foreground = None
     if settings.crop == "foreground" or settings.intensity == "foreground_zscore":
         foreground = zoom.label(foreground_of([volume.array for volume in gridded.values()]))
     if classes is not None:
-        classes = zoom.label(classes, settings.label_interpolation)
+        encoded = study.model.head == "distance"  # distances are interpolated no more than numbers of classes are
+        classes = zoom.label(classes, "nearest" if encoded else settings.label_interpolation)
     measured, crop = _boxes(zoom, settings, foreground, classes)
 
     wanted = 1 if task.modalities else task.channels
@@ -144,7 +152,7 @@ def prepare_case(
             channels.append(np.zeros((*shape, wanted), np.float32))
             continue
         try:
-            values = zoom.image(_fewer_channels(gridded[name].array, wanted))
+            values = zoom.image(_fewer_channels(gridded[name].array, wanted, present[name].array.dtype))
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
         normal = normalize(
@@ -166,9 +174,16 @@ def prepare_case(
     return Prepared(image, prepared_label, grid)
 
 
-def channels_fit(found: int, wanted: int) -> bool:
-    """Whether `prepare_image` can make `wanted` channels of `found`: the same number, grey to 3, or RGB to 1."""
-    return found == wanted or (found, wanted) in ((1, 3), (3, 1))
+def channels_fit(found: int, wanted: int, stored: npt.DTypeLike = np.uint8) -> bool:
+    """Whether `prepare_image` can make `wanted` channels of `found`: the same number, grey to 3, or RGB to 1.
+
+    Parameters
+    ----------
+    stored : the type of the voxels in the file. Colours are 8 or 16 bits without a sign; three channels of another
+        type were measured, and have no luminance.
+    """
+    is_rgb = found == 3 and np.dtype(stored) in _RGB_TYPES
+    return found == wanted or (found, wanted) == (1, 3) or (is_rgb and wanted == 1)
 
 
 def prepare_image(
@@ -202,7 +217,7 @@ def prepare_image(
         raise ValueError(f"intensity: expected one of {INTENSITIES}, found {intensity!r}")
     array = _spatial(volume, dimensions)
     foreground = foreground_of([array]) if intensity == "foreground_zscore" else None
-    values = _fewer_channels(array, channels)
+    values = _fewer_channels(array, channels, array.dtype)
     normal = normalize(values, intensity, stored=array.dtype, foreground=foreground, window=window)
     return _more_channels(normal, channels)
 
@@ -216,7 +231,7 @@ def prepare_label(volume: Volume, *, dimensions: int, classes: int, labels: str)
         As `read_label` returns it.
     dimensions : 2 or 3
     classes : int
-        The number of classes with the background, 2 to 256.
+        The number of classes with the background, 2 to 255.
     labels : "classes" or "instances"
         `classes`: the values are the indices. `instances`: every number above 0 becomes class 1, so there are exactly
         two classes.
@@ -235,8 +250,8 @@ def prepare_label(volume: Volume, *, dimensions: int, classes: int, labels: str)
     """
     if labels not in LABELS:
         raise ValueError(f"labels: expected one of {LABELS}, found {labels!r}")
-    if not 2 <= classes <= 256:
-        raise ValueError(f"classes: expected 2 to 256 with the background, found {classes}")
+    if not 2 <= classes <= 255:  # 255 marks padding
+        raise ValueError(f"classes: expected 2 to 255 with the background, found {classes}")
     if labels == "instances" and classes != 2:
         raise ValueError(f"classes: instance labels make 2 classes, background and object, found {classes}")
     array = _spatial(volume, dimensions)[..., 0]
@@ -274,13 +289,12 @@ def map_label(label: Volume, label_map: Mapping[int, int], classes: int) -> Volu
     values, places = np.unique(label.array, return_inverse=True)
     unknown = [int(value) for value in values if int(value) not in full]
     if unknown:
-        shown = ", ".join(map(str, unknown[:10])) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
         raise DataError(
-            f"label: the values {shown} are not in the label map. Add them to the data set's label map "
-            "(0 for background), or correct the label."
+            f"label: the values {listed(unknown, most=10)} are not in the label map. Add them to the data set's "
+            "label map (0 for background), or correct the label."
         )
     mapped = np.array([full[int(value)] for value in values], np.int32)[places].reshape(label.array.shape)
-    return Volume(mapped, label.spacing, label.affine)
+    return replace(label, array=mapped)
 
 
 def _on_one_grid(images: dict[str, Volume]) -> dict[str, Volume]:
@@ -368,11 +382,11 @@ def _spatial(volume: Volume, dimensions: int) -> npt.NDArray[Any]:
     raise ValueError(f"expected {dimensions} dimensions, found a volume of shape {volume.shape} (z, y, x)")
 
 
-def _fewer_channels(array: npt.NDArray[Any], wanted: int) -> npt.NDArray[np.float32]:
+def _fewer_channels(array: npt.NDArray[Any], wanted: int, stored: npt.DTypeLike) -> npt.NDArray[np.float32]:
     """As float32; RGB becomes its luminance where one channel is wanted."""
     found = array.shape[-1]
-    if not channels_fit(found, wanted):
-        raise DataError(f"image: expected {wanted} channels, found {found}. {CHANNELS_ADVICE}")
+    if not channels_fit(found, wanted, stored):
+        raise DataError(f"image: expected {counted(wanted, 'channel')}, found {found}. {CHANNELS_ADVICE}")
     values: npt.NDArray[np.float32] = array.astype(np.float32)
     if found <= wanted:
         return values

@@ -152,34 +152,6 @@ class Zoom:
         return np.clip(sampled, values.min(), values.max(), out=sampled)
 
 
-def resample(volume: Volume, spacing: Sequence[float], order: int = 3) -> Volume:
-    """Resample a volume to a spacing about the centre of its field of view.
-
-    Parameters
-    ----------
-    volume : Volume
-    spacing : (z, y, x)
-        In the volume's unit. An axis within 1 % of it stays as it is.
-    order : 0, 1 or 3
-        Nearest, which keeps the type, for labels; linear or cubic spline, which give float32 (`Zoom.image`).
-
-    Raises
-    ------
-    DataError : see `Zoom.to_spacing`.
-    """
-    if order not in (0, 1, 3):
-        raise ValueError(f"order: expected 0, 1 or 3, found {order}")
-    zoom = Zoom.to_spacing(volume.shape, volume.spacing, spacing)
-    if not zoom.changes:
-        return volume
-    affine = zoom.affine(volume.affine)
-    if order:
-        array: npt.NDArray[Any] = zoom.image(volume.array, order)
-    else:
-        array = np.stack([zoom.label(volume.array[..., c]) for c in range(volume.channels)], axis=-1)
-    return Volume(array, spacing_of(affine), affine)
-
-
 def lay_onto(volume: Volume, target: Placed) -> tuple[Volume, float]:
     """Interpolate an image linearly at the voxels of another grid in the same world.
 

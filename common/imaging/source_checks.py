@@ -10,33 +10,31 @@ from pathlib import Path
 
 import pydicom
 
-from common.errors import DataError
 from common.imaging.case import Source
 from common.imaging.facts import format_of
 from common.imaging.findings import Code, Finding
-from common.imaging.readers import dicom, read_image, read_label, suffix_of
+from common.imaging.readers import dicom_folder, read_image, read_label, suffix_of
+from common.imaging.readers.faults import Fault, ReadError
 from common.imaging.volume import Volume
 
-# Readers say what is wrong in a `DataError`; these words of theirs, the first that fits, tell which code it is.
-_CODES = (
-    (r"files cannot be read", Code.UNREADABLE),
-    (r"are not finite numbers", Code.NOT_FINITE),
-    (r"are not whole numbers|expected values from 0|value \S+ is too large", Code.LABEL_VALUES),
-    (r"expected one number for each pixel", Code.LABEL_CHANNELS),
-    (r"does not lie on a slice|lies outside the image", Code.AFFINE_MISMATCH),
-    (r"voxels \(y, x\), the image has", Code.SHAPE_MISMATCH),
-    (r"holds no DICOM images", Code.NOT_A_FILE),
-    (r"holds no series", Code.MISSING_FILE),
-    (r"holds \d+ (series|segmentations)", Code.SEVERAL_SERIES),
-    (r"two slices at|missing slices|uneven slices|slices shifted|slices of different", Code.SLICES),
-    (r"expected a (2D image|3D volume), found a", Code.DIMENSIONS),
-    (
-        r"(the|header's) affine|expected a positive spacing|is not a number|not \d finite numbers"
-        r"|states (no|directions|a) [A-Zt]",
-        Code.NO_GEOMETRY,
-    ),
-    (r"cannot be read", Code.UNREADABLE),
-)
+_CODES = {
+    Fault.UNREADABLE: Code.UNREADABLE,
+    Fault.EMPTY_FILE: Code.EMPTY_FILE,
+    Fault.NOT_A_FILE: Code.NOT_A_FILE,
+    Fault.MISSING_SERIES: Code.MISSING_FILE,
+    Fault.SEVERAL_SERIES: Code.SEVERAL_SERIES,
+    Fault.NOT_TAKEN: Code.NOT_TAKEN,
+    Fault.NO_LEVEL: Code.NO_LEVEL,
+    Fault.TOO_LARGE: Code.TOO_LARGE,
+    Fault.DIMENSIONS: Code.DIMENSIONS,
+    Fault.NOT_FINITE: Code.NOT_FINITE,
+    Fault.NO_GEOMETRY: Code.NO_GEOMETRY,
+    Fault.SLICES: Code.SLICES,
+    Fault.LABEL_VALUES: Code.LABEL_VALUES,
+    Fault.LABEL_CHANNELS: Code.LABEL_CHANNELS,
+    Fault.LABEL_SHAPE: Code.SHAPE_MISMATCH,
+    Fault.LABEL_PLACE: Code.AFFINE_MISMATCH,
+}
 _SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 _LONGEST_MESSAGE = 300
 
@@ -71,7 +69,7 @@ def origin_of(source: Source) -> Origin:
         if not source.path.is_dir():
             header = pydicom.dcmread(source.path, stop_before_pixels=True, specific_tags=["BurnedInAnnotation"])
             return Origin([source.path], str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES")
-        series = [found for found in dicom.find_series(source.path) if source.series in ("", found.uid)]
+        series = [found for found in dicom_folder.find_series(source.path) if source.series in ("", found.uid)]
     # The pixels were read from it before: it was changed since, or a decoder fails in its own way.
     except Exception as error:
         raise _refused(error, f"image {source.name}") from error
@@ -108,7 +106,7 @@ def read(source: Source, dimensions: int | None, *, is_label: bool = False, grid
 def _read(source: Source, dimensions: int, is_label: bool, grid: Volume | None, what: str) -> Volume:
     try:
         return read_label(source, dimensions, grid=grid) if is_label else read_image(source, dimensions)
-    # Readers raise `DataError`. A file that trips them in a way of its own must not stop the check of the rest.
+    # Readers raise `ReadError`. A file that trips them in a way of its own must not stop the check of the rest.
     except Exception as error:
         raise _refused(error, what) from error
 
@@ -139,14 +137,13 @@ def _look_at(source: Source, what: str) -> None:
 
 def _refused(error: Exception, what: str) -> Refused:
     """The code of an exception, and its message in two parts: what is wrong, and what to do."""
-    if isinstance(error, DataError):
+    if isinstance(error, ReadError):
         # What the system said is the cause, under the reader's words for it.
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.ELOOP):
             return _refused(cause, what)
         message, *rest = _SENTENCE.split(str(error), maxsplit=1)
-        code = next((code for words, code in _CODES if re.search(words, message.removeprefix(what))), Code.NOT_TAKEN)
-        return Refused(code, message.rstrip(".")[:_LONGEST_MESSAGE], rest[0] if rest else "")
+        return Refused(_CODES[error.fault], message.rstrip(".")[:_LONGEST_MESSAGE], rest[0] if rest else "")
     if isinstance(error, OSError):
         if error.errno == errno.ELOOP:
             return Refused(Code.LINK_LOOP, f"{what}: is a link that leads back to itself")

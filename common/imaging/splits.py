@@ -6,9 +6,23 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
-from common.errors import DataError
 from common.imaging.case import Case
+from common.study import Evaluation
+
+
+def split_cases(cases: Sequence[Case], evaluation: Evaluation, seed: int) -> tuple[list[Case], list[Case]]:
+    """Divide a site's cases as the study says: by its folds, or else by its validation fraction.
+
+    Returns
+    -------
+    training, validation : lists of Case, each sorted by name
+        Without a patient in common. Where there is a patient at all, one trains.
+    """
+    if evaluation.folds is None:
+        return split_by_patient(cases, evaluation.validation_fraction, seed)
+    return k_folds(cases, evaluation.folds, seed)[evaluation.fold]
 
 
 def split_by_patient(cases: Sequence[Case], fraction: float, seed: int) -> tuple[list[Case], list[Case]]:
@@ -38,46 +52,41 @@ def split_by_patient(cases: Sequence[Case], fraction: float, seed: int) -> tuple
     if fraction > 0 and len(groups) > 1:
         wanted = max(1, min(math.floor(len(cases) * fraction + 0.5), len(cases) - 1))
         chosen = _patients_for(wanted, {patient: len(group) for patient, group in groups.items()})
-    validating = set(chosen)
-    training = [case for case in cases if case.patient not in validating]
-    validation = [case for case in cases if case.patient in validating]
-    return sorted(training, key=_name), sorted(validation, key=_name)
+    return _sides(cases, set(chosen))
 
 
 def k_folds(cases: Sequence[Case], k: int, seed: int) -> list[tuple[list[Case], list[Case]]]:
     """Divide the cases into k folds of whole patients, of nearly equal numbers of cases.
 
     Patients with the most cases are dealt first, those with equally many in the order of their hashes, each to the
-    fold that has the fewest cases.
+    fold that has the fewest cases. Of fewer than k patients each has a fold of its own, the first ones, and in the
+    others all train; a single patient always trains, as in `split_by_patient`.
 
     Returns
     -------
     list of (training, validation), one for each fold
-        Each case validates in exactly one; all are sorted by name.
-
-    Raises
-    ------
-    DataError
-        There are fewer than k patients.
+        Each case validates in exactly one, where there are two patients; all are sorted by name.
     """
     if k < 2:
         raise ValueError(f"k: expected 2 folds or more, found {k}")
     groups = _by_patient(cases, seed)
-    if len(groups) < k:
-        raise DataError(
-            f"{k} folds: only {len(groups)} patients have cases, and a patient is never divided. Ask for fewer folds, "
-            "or add patients."
-        )
-    folds: list[list[Case]] = [[] for _ in range(k)]
-    for patient in sorted(groups, key=lambda patient: -len(groups[patient])):  # stable: hash order among equals
-        min(folds, key=len).extend(groups[patient])
-    return [
-        (
-            sorted((case for other in folds if other is not fold for case in other), key=_name),
-            sorted(fold, key=_name),
-        )
-        for fold in folds
-    ]
+    folds: list[list[str]] = [[] for _ in range(k)]
+    sizes = [0] * k
+    if len(groups) > 1:
+        for patient in sorted(groups, key=lambda patient: -len(groups[patient])):  # stable: hash order among equals
+            smallest = sizes.index(min(sizes))
+            folds[smallest].append(patient)
+            sizes[smallest] += len(groups[patient])
+    return [_sides(cases, set(fold)) for fold in folds]
+
+
+def _sides(cases: Sequence[Case], validating: AbstractSet[str]) -> tuple[list[Case], list[Case]]:
+    """Training and validation, of which the second has the cases of these patients."""
+    ordered = sorted(cases, key=lambda case: case.name)
+    return (
+        [case for case in ordered if case.patient not in validating],
+        [case for case in ordered if case.patient in validating],
+    )
 
 
 def _by_patient(cases: Sequence[Case], seed: int) -> dict[str, list[Case]]:
@@ -106,7 +115,3 @@ def _patients_for(wanted: int, sizes: dict[str, int]) -> list[str]:
     if not chosen or (len(others) > 1 and abs(missing - sizes[nearest]) < missing):
         chosen.append(nearest)
     return chosen
-
-
-def _name(case: Case) -> str:
-    return case.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import imagecodecs
@@ -28,14 +29,20 @@ _COLOURS = np.array(
 
 
 def thumbnail(
-    case: Case, dimensions: int | None = None, *, size: int = 192, label_map: Mapping[int, int] | None = None
+    case: Case,
+    dimensions: int | None = None,
+    *,
+    modality: str | None = None,
+    size: int = 192,
+    label_map: Mapping[int, int] | None = None,
 ) -> bytes:
     """A PNG of the slice on which the label is largest, or the middle one, with the label's outline in colour.
 
     Parameters
     ----------
-    case : its first modality by name is drawn, and its label where that can be read and is on the same grid.
+    case : one of its images is drawn, and its label where that can be read and is on the same grid.
     dimensions : 2 or 3, or None for either.
+    modality : of the image; None for the first by name.
     size : pixels of the longer side, at most. Pixels that are not square are stretched to their true proportions.
     label_map : stored value -> class: classes of 0 are not outlined.
 
@@ -51,7 +58,7 @@ def thumbnail(
     """
     if not case.images:
         raise DataError(f"case {case.name}: has no image to show. Add one.")
-    source = case.images[min(case.images)]
+    source = case.images[min(case.images) if modality is None else modality]
     try:
         volume = read(source, dimensions)
     except Refused as refused:
@@ -86,7 +93,7 @@ def _label_of(case: Case, volume: Volume, label_map: Mapping[int, int]) -> Volum
     for value, index in label_map.items():
         if index == 0:
             array = np.where(array == value, 0, array)
-    return Volume(array, label.spacing, label.affine)
+    return replace(label, array=array)
 
 
 def _draw(plane: npt.NDArray[Any], classes: npt.NDArray[Any] | None, spacing: tuple[float, ...], size: int) -> Pixels:

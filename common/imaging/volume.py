@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+Stated = Literal["nothing", "spacing", "place"]
+"""What a file says of its grid: nothing, the distances of its voxels alone, or where they lie."""
 
 
 def scaling_affine(spacing: tuple[float, float, float]) -> npt.NDArray[np.float64]:
@@ -41,6 +44,10 @@ class Volume:
 
         So the length of column 0 is `spacing[2]`, of column 1 `spacing[1]` and of column 2 `spacing[0]`. A file
         without orientation (TIFF) gets `scaling_affine(spacing)`; its world is a frame of the image alone.
+    stated : "nothing", "spacing" or "place"
+        What of it the file states. The affine cannot tell: the identity is what a silent file gets, and a place like
+        any other where a file states it.
+    stored : the type of the voxels in the file, such as "uint8", where reading changed it; "" where `array` has it.
 
     Raises
     ------
@@ -52,6 +59,8 @@ class Volume:
     array: npt.NDArray[Any]
     spacing: tuple[float, float, float]
     affine: npt.NDArray[np.float64]
+    stated: Stated = "place"
+    stored: str = ""
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or 0 in self.array.shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_data_set_without_usable_cases_is_not_fit() -> None:
 
 
 def test_all_three_forms_hold_every_finding_and_figure(cases: list[Case]) -> None:
-    report = report_of(cases, [damaged("a"), empty("b")], STUDY)
+    report = replace(report_of(cases, [damaged("a"), empty("b")], STUDY), split=(2, 1))
     text, page, data = render_text(report), Page(render_html(report)).words, json.loads(render_json(report))
     for finding in report.findings:
         for shown in (text, page):
@@ -117,6 +118,8 @@ def test_all_three_forms_hold_every_finding_and_figure(cases: list[Case]) -> Non
         "cases": 4,
         "usable": 3,
         "kept_out": 1,
+        "training": 2,
+        "validation": 1,
         "errors": 1,
         "warnings": 1,
         "by_code": {"E101": 1, "W220": 1},
@@ -128,6 +131,7 @@ def test_all_three_forms_hold_every_finding_and_figure(cases: list[Case]) -> Non
     for shown in (text, page):
         assert "NIfTI" in shown and "float32" in shown
         assert STAYS_HERE in shown
+        assert "Of the usable cases, 2 train and 1 validate." in shown
 
 
 def test_text_is_short_where_findings_are_many(cases: list[Case]) -> None:
@@ -201,9 +205,46 @@ def test_cases_without_a_readable_image_have_no_picture(cases: list[Case]) -> No
     assert set(found) == {"a", "c", "d"} and seen == [(0, 4), (1, 4), (2, 4), (3, 4)]
     html = render_html(report, found)
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
-    assert [base64.b64decode(picture) for picture in pictures] == list(found.values())
+    assert [base64.b64decode(picture) for picture in pictures] == [one[""] for one in found.values()]
+
+
+def test_each_modality_has_a_picture_with_its_name(tmp_path: Path) -> None:
+    case = make_case(tmp_path, "a", 0)
+    names = ("CT", "FLAIR", "T1", "T2", "T3")
+    case = replace(case, images={name: make_case(tmp_path, name, n).images[""] for n, name in enumerate(names)})
+    report = DataReport.of("x", ["a"], [], [])
+    found = draw_thumbnails(report, {"a": case})
+    assert list(found["a"]) == ["CT", "FLAIR", "T1", "T2"], "four at most"
+    assert len(set(found["a"].values())) == 4
+    page = Page(render_html(report, found))
+    texts = [str(attributes["alt"]) for tag, attributes in page.tags if tag == "img"]
+    assert [text.partition(" of case a")[0] for text in texts] == ["CT", "FLAIR", "T1", "T2"]
+    assert all(f"{name}" in page.words for name in names[:4])
+
+
+def test_equal_checks_are_in_equal_order_whatever_their_findings_came_in(cases: list[Case]) -> None:
+    pair = [
+        Code.EMPTY_FILE.finding(f"{what} a.nii: has no bytes", case="a", file="a.nii") for what in ("label", "image")
+    ]
+    for findings in (pair, pair[::-1]):
+        shown = [finding.message for finding in report_of(cases, findings).findings]
+        assert shown == ["image a.nii: has no bytes", "label a.nii: has no bytes"]
+
+
+def test_a_modality_that_no_case_has_stands_beside_the_verdict(cases: list[Case]) -> None:
+    asked = replace(STUDY, modalities=("T1", "T2"), missing_modality="zero")
+    report = DataReport.of("x", ["a", "b", "c"], [], [], asked, (2, 1), absent=["T2"])
+    assert report.verdict == "The study can use it. Missing from every case: T2."
+    assert json.loads(render_json(report))["absent"] == ["T2"]
+    for shown in (render_text(report).splitlines()[0], Page(render_html(report)).words):
+        assert report.verdict in shown
+
+
+def test_a_row_of_a_table_is_called_once(cases: list[Case]) -> None:
+    finding = Code.TABLE.finding("cases.csv row 5: has no case's name", case="cases.csv row 5", file="cases.csv")
+    assert render_text(report_of(cases, [finding])).count("cases.csv row 5") == 1
 
 
 def test_page_is_bounded_however_large_the_pictures(cases: list[Case]) -> None:
     report = report_of(cases, [])
-    assert len(render_html(report, {name: bytes(2_500_000) for name in "abcd"})) < 9_000_000
+    assert len(render_html(report, {name: {"": bytes(2_500_000)} for name in "abcd"})) < 9_000_000

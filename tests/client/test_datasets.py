@@ -15,7 +15,7 @@ from client.case_cache import CaseCache
 from client.datasets import Cancelled, SiteDataset
 from client.selection import select_folder
 from common.errors import DataError
-from common.learning.model import IGNORED
+from common.imaging.patches import IGNORED
 from common.study import Study
 
 CASES = 6
@@ -91,6 +91,19 @@ def test_training_and_validation_share_no_case(folder: Path, tiny_study: Callabl
     assert not training & validation
     assert len(training | validation) == CASES
     assert validation
+
+
+def test_over_the_folds_of_a_study_every_case_validates_once(folder: Path, tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study()
+    validated: list[str] = []
+    for fold in range(3):
+        evaluation = dataclasses.replace(study.evaluation, folds=3, fold=fold)
+        dataset = _dataset(dataclasses.replace(study, evaluation=evaluation), "alpha", folder)
+        validation = {case.name for case in dataset.validation_cases}
+        assert not validation & {case.name for case in dataset.training_cases}
+        assert (len(validation), len(dataset.training_cases)) == (CASES // 3, CASES - CASES // 3)
+        validated += validation
+    assert len(set(validated)) == len(validated) == CASES
 
 
 def test_validation_covers_every_voxel_once(folder: Path, tiny_study: Callable[..., Study]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "site.sqlite")
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with Registry(tmp_path / "site.sqlite") as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -53,9 +55,9 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = client.registry.examine_case
 
-    def examine(case: Case, *rest: object) -> object:
+    def examine(case: Case, *rest: object, **options: object) -> object:
         names.append(case.name)
-        return real(case, *rest)  # type: ignore[arg-type]
+        return real(case, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(client.registry, "examine_case", examine)
     return names
@@ -64,9 +66,8 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_was_registered_is_there_for_the_next_command(tmp_path: Path, folder: Path) -> None:
     layout = Layout({"DWI": "b1000"}, "_gt$", "^(P[0-9])_")
     label_map = parse_label_map(["cell: 1 -> 1"])
-    first = Registry(tmp_path / "site.sqlite")
-    added = first.add("cells", folder, layout, label_map)
-    first.close()
+    with Registry(tmp_path / "site.sqlite") as first:
+        added = first.add("cells", folder, layout, label_map)
     found = Registry(tmp_path / "site.sqlite")
     assert found.data_sets() == [added] == [found.get("cells")]
     assert added.path == folder and added.arrangement == "pairs" and added.label_map == label_map
@@ -74,6 +75,14 @@ def test_what_was_registered_is_there_for_the_next_command(tmp_path: Path, folde
         (f"P{n // 2}_{n}", f"P{n // 2}") for n in range(CASES)
     ]
     assert found.cases("cells")[0].images == {"": Source(folder / "images" / "P0_0.tif")}
+
+
+def test_the_level_of_pyramids_is_kept_with_each_source(registry: Registry, folder: Path) -> None:
+    registry.add("cells", folder, Layout(level=1))
+    assert registry.get("cells").layout == Layout(level=1)
+    assert {source.level for case in registry.cases("cells") for source in case.sources} == {1}
+    registry.add("full", folder)
+    assert {source.level for case in registry.cases("full") for source in case.sources} == {0}
 
 
 def test_the_file_is_for_its_owner_alone_and_holds_no_pixels(tmp_path: Path, folder: Path) -> None:
@@ -106,6 +115,45 @@ def test_a_case_is_read_again_only_when_its_content_changed(
     after = registry.check(["cells"])
     assert examined == ["P1_2", "P9_9"]
     assert [case.name for case in after.usable] == ["P0_0", "P0_1", "P1_2", "P1_3", "P2_5", "P9_9"]
+
+
+def test_what_was_examined_for_a_study_alone_outlives_a_touch_too(
+    registry: Registry, folder: Path, examined: list[str], tiny_study: Callable[..., Study]
+) -> None:
+    registry.add("cells", folder)
+    before = registry.check(["cells"], tiny_study())
+    examined.clear()
+    for path in folder.rglob("*.tif"):
+        os.utime(path, (1, 1))
+    assert registry.check(["cells"], tiny_study()) == before and examined == []
+    write_case(folder, "P1_2", seed=77)
+    registry.check(["cells"], tiny_study())
+    assert examined == ["P1_2"]
+
+
+def test_an_examination_for_a_study_lasts_until_an_image_changes_that_it_read(
+    registry: Registry, tmp_path: Path, examined: list[str], tiny_study: Callable[..., Study]
+) -> None:
+    folder = tmp_path / "brain"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for kind in ("t1", "flair", "seg"):
+        tifffile.imwrite(folder / f"a_{kind}.tif", rng.integers(0, 2, (20, 24), np.uint8))
+    registry.add("brain", folder)
+    (case,) = registry.cases("brain")
+    one, other = sorted(case.images)
+    study = tiny_study()
+    study = dataclasses.replace(study, task=dataclasses.replace(study.task, modalities=(one.upper(),)))
+    registry.check(["brain"])
+    registry.check(["brain"], study)
+    assert examined == ["a", "a"]
+    examined.clear()
+    for modality, expected in ((other, 1), (one, 2)):  # the examination for no study reads both
+        tifffile.imwrite(case.images[modality].path, rng.integers(0, 200, (20, 24), np.uint8))
+        registry.check(["brain"])
+        registry.check(["brain"], study)
+        assert len(examined) == expected
+        examined.clear()
 
 
 def test_a_file_with_the_old_size_and_time_is_noticed(registry: Registry, folder: Path, examined: list[str]) -> None:
@@ -424,3 +472,25 @@ def test_label_maps_are_read(texts: list[str], classes: dict[int, int], names: d
 def test_nonsense_in_a_label_map_is_refused(texts: list[str]) -> None:
     with pytest.raises(UsageError, match="label map"):
         parse_label_map(texts)
+
+
+def test_facts_of_an_older_version_are_taken_anew(
+    registry: Registry, tmp_path: Path, folder: Path, examined: list[str]
+) -> None:
+    registry.add("cells", folder)
+    registry.check(["cells"])
+    with sqlite3.connect(tmp_path / "site.sqlite") as database:
+        rows = database.execute("SELECT rowid, facts FROM examinations").fetchall()
+        for row, text in rows:
+            facts = json.loads(text)
+            for one in (*facts["images"].values(), facts["label"]):
+                del one["stated"]  # which older versions did not know
+            mark = f"of before {row}"
+            database.execute(
+                "UPDATE examinations SET facts = ?, asked = ? WHERE rowid = ?", (json.dumps(facts), mark, row)
+            )
+    examined.clear()
+    (folder / "images" / sorted(path.name for path in (folder / "images").iterdir())[0]).touch()
+    check = registry.check(["cells"])
+    assert len(examined) == CASES and len(check.usable) == CASES
+    assert all(image.stated for one in check.examined if one.facts for image in one.facts.images.values())

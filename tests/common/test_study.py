@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import StudyError
-from common.study import AUGMENTATIONS, VARIANTS, Study, load_study, parse_study
+from common.study import AUGMENTATIONS, DEFAULT_VARIANTS, Study, load_study, parse_study
 
 STUDIES = Path(__file__).parents[2] / "deploy" / "studies"
 
@@ -74,8 +74,9 @@ def test_absent_keys_have_the_documented_defaults() -> None:
     assert study.cohort.quorum == 2
     assert study.cohort.deadline_seconds == 3600.0
     assert (study.evaluation.validation_fraction, study.evaluation.overlap) == (0.2, 0.25)
+    assert (study.evaluation.folds, study.evaluation.fold) == (None, 0)
     assert study.evaluation.holdout is True
-    assert study.publishing.variants == VARIANTS
+    assert study.publishing.variants == DEFAULT_VARIANTS
     assert study.publishing.tile == (96, 96)
     assert (study.publishing.calibration_images, study.publishing.allowed_dice_loss) == (32, 0.01)
 
@@ -149,6 +150,25 @@ def test_a_multi_modal_ct_study_survives_being_written_and_read() -> None:
     assert study.task.modalities == ("CT", "T1post", "FLAIR")
     assert (study.preprocessing.spacing, study.preprocessing.window) == ((1.0, 0.75), (-160.0, 240.0))
     assert parse_study(study.to_yaml()) == study
+
+
+def test_folds_take_the_place_of_the_validation_fraction() -> None:
+    study = parse_study(BASE + "evaluation: {folds: 5, fold: 4}\n")
+    assert (study.evaluation.folds, study.evaluation.fold, study.evaluation.validation_fraction) == (5, 4, 0.2)
+    assert "validation_fraction" not in study.to_yaml()
+    assert parse_study(study.to_yaml()) == study
+    assert "validation_fraction" not in json.loads(study.canonical())["evaluation"]
+    other = parse_study(BASE + "evaluation: {folds: 5, fold: 3}\n")
+    assert other.canonical() != study.canonical()
+
+
+def test_a_study_without_folds_keeps_the_canonical_text_that_it_had_before_there_were_any() -> None:
+    assert json.loads(parse_study(BASE).canonical())["evaluation"] == {
+        "holdout": True,
+        "overlap": 0.25,
+        "validation_fraction": 0.2,
+    }
+    assert parse_study(BASE + "evaluation: {folds: null, fold: 0}\n") == parse_study(BASE)
 
 
 def test_volumes_have_three_sizes() -> None:
@@ -308,7 +328,7 @@ BAD = [
     (
         "[background, cell]",
         "[background]",
-        "task.classes: expected a list of 2 to 256 class names, background first, found [background] (s.yaml:6)",
+        "task.classes: expected a list of 2 to 255 class names, background first, found [background] (s.yaml:6)",
     ),
     (
         "[background, cell]",
@@ -322,9 +342,30 @@ BAD = [
         "found [background, cell, wall] (s.yaml:6)",
     ),
     ("labels: instances", "labels: semantic", "task.labels: expected classes or instances, found semantic (s.yaml:7)"),
-    ("depth: 3", "name: vnet", "model.name: expected unet, found vnet (s.yaml:9)"),
+    (
+        "depth: 3",
+        "name: vnet",
+        "model.name: expected unet, residual_unet, attention_unet, dilated_unet, deeplabv3plus or mobilenetv3_small, "
+        "found vnet (s.yaml:9)",
+    ),
+    (
+        "depth: 3",
+        "depth: 3\n  encoder: xception",
+        "model.encoder: expected no encoder with name: unet (it belongs to deeplabv3plus), found xception (s.yaml:10)",
+    ),
+    (
+        "depth: 3",
+        "depth: 3\n  encoder_weights: encoder.npz",
+        "model.encoder_weights: expected no file with name: unet (it belongs to deeplabv3plus or mobilenetv3_small), "
+        "found encoder.npz (s.yaml:10)",
+    ),
+    (
+        "rounds: 24",
+        "rounds: 24\n  personal: normalization",
+        "training.personal: expected none unless model.normalization is batch, found normalization (s.yaml:14)",
+    ),
     ("depth: 3", "depth: 7", "model.depth: expected an integer from 1 to 6, found 7 (s.yaml:9)"),
-    ("depth: 3", "head: argmax", "model.head: expected softmax or sigmoid, found argmax (s.yaml:9)"),
+    ("depth: 3", "head: argmax", "model.head: expected softmax, sigmoid or distance, found argmax (s.yaml:9)"),
     (
         "[96, 96]",
         "[96, 100]",
@@ -433,6 +474,27 @@ BAD = [
     ),
     (
         "[west, east]",
+        "[west, east]\nevaluation: {folds: 1}",
+        "evaluation.folds: expected an integer from 2 to 20, found 1 (s.yaml:19)",
+    ),
+    (
+        "[west, east]",
+        "[west, east]\nevaluation: {folds: 3, fold: 3}",
+        "evaluation.fold: expected 0 to 2, one of evaluation.folds, found 3 (s.yaml:19)",
+    ),
+    (
+        "[west, east]",
+        "[west, east]\nevaluation: {fold: 1}",
+        "evaluation.fold: expected 0 where evaluation.folds is null, found 1 (s.yaml:19)",
+    ),
+    (
+        "[west, east]",
+        "[west, east]\nevaluation: {folds: 3, validation_fraction: 0.2}",
+        "evaluation.validation_fraction: expected no value with folds: 3 (it belongs to folds: null), "
+        "found 0.2 (s.yaml:19)",
+    ),
+    (
+        "[west, east]",
         "[west, east]\nevaluation:\n  overlap: 0.95",
         "evaluation.overlap: expected a number of at least 0 and of at most 0.9, found 0.95 (s.yaml:20)",
     ),
@@ -482,12 +544,13 @@ BAD = [
         "depth: 3",
         "detph: 3",
         "model.detph: unknown key; did you mean depth? "
-        "Known here: name, filters, depth, head, normalization (s.yaml:9)",
+        "Known here: name, filters, depth, head, normalization, encoder, encoder_weights (s.yaml:9)",
     ),
     (
         "depth: 3",
         "depth: 3\n  [a, b]: 1",
-        "model.[a, b]: unknown key. Known here: name, filters, depth, head, normalization (s.yaml:10)",
+        "model.[a, b]: unknown key. Known here: name, filters, depth, head, normalization, "
+        "encoder, encoder_weights (s.yaml:10)",
     ),
     (
         "seed: 3",
@@ -498,7 +561,8 @@ BAD = [
     (
         "model:\n  depth: 3",
         "model: unet",
-        "model: expected keys and values (name, filters, depth, head, normalization), found unet (s.yaml:8)",
+        "model: expected keys and values (name, filters, depth, head, normalization, "
+        "encoder, encoder_weights), found unet (s.yaml:8)",
     ),
     (
         "labels: instances",

@@ -19,27 +19,9 @@ import tensorflow as tf
 from common.imaging.augmentation import acquisition, elastic, intensity, occlusion, spatial
 from common.imaging.augmentation.occlusion import modality_dropout
 from common.imaging.augmentation.randomness import Change, change_some, own_seed
+from common.study import AUGMENTATIONS
 
-__all__ = ["NAMES", "VALUE_CHANGES", "ValueChange", "augment", "modality_dropout"]
-
-NAMES = (
-    "flip",
-    "rotate",
-    "scale",
-    "gamma",
-    "contrast",
-    "noise",
-    "blur",
-    "elastic",
-    "brightness",
-    "contrast_stretch",
-    "gamma_inverted",
-    "low_resolution",
-    "color_jitter",
-    "illumination",
-    "cutout",
-)
-"""Every variation. The place in this list is the variation's part of the seed: new ones go to its end."""
+__all__ = ["VALUE_CHANGES", "ValueChange", "augment", "modality_dropout"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +63,7 @@ def augment(
     seed : int32, shape (2,)
         Alone decides the outcome, together with `names` and the shapes.
     names : collection of str
-        Which variations, out of `NAMES`; they are applied in this order, whatever theirs is:
+        Which variations, out of `common.study.AUGMENTATIONS`; they are applied in this order, whatever theirs is:
 
         - `flip`: mirrors along each spatial axis with probability 0.5 each; 2D patches that are square (and known to
           be when the graph is built) are also transposed with 0.5, so that all quarter turns occur.
@@ -123,15 +105,15 @@ def augment(
     ValueError
         A name is unknown, the shapes are not those of a batch, or the number of channels is not known.
     """
-    unknown = sorted(set(names) - set(NAMES))
+    unknown = sorted(set(names) - set(AUGMENTATIONS))
     if unknown:
-        raise ValueError(f"names: expected some of {NAMES}, found {unknown}")
+        raise ValueError(f"names: expected some of {AUGMENTATIONS}, found {unknown}")
     if images.shape.rank not in (4, 5) or labels.shape.rank != images.shape.rank - 1:
         raise ValueError(f"expected a batch of 2D or 3D images with labels, found {images.shape} and {labels.shape}")
     if images.shape[-1] is None:
         raise ValueError(f"expected images of a known number of channels, found {images.shape}")
     image_shape, label_shape = images.shape, labels.shape
-    seeds = {name: own_seed(seed, NAMES.index(name)) for name in names}
+    seeds = {name: own_seed(seed, AUGMENTATIONS.index(name)) for name in names}
     if spatial.NAMES & seeds.keys():
         images, labels = spatial.move(images, labels, seeds, through_plane)
     if "elastic" in seeds:

@@ -9,7 +9,7 @@ model of composite objects) and C.8.20 (Segmentation).
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,11 @@ import pydicom
 from common.imaging.case import Case, Source
 from common.imaging.findings import Code, Finding
 from common.imaging.layouts.named_files import is_silent
-from common.imaging.layouts.options import Found, Layout
-from common.imaging.layouts.tree import Listing, short_list
-from common.imaging.readers.dicom import Series, scan_folder
+from common.imaging.layouts.options import LABEL, Found, Layout
+from common.imaging.layouts.tree import Listing
+from common.imaging.readers.dicom_folder import Series, scan_folder
 from common.imaging.readers.dicom_headers import text_of
+from common.wording import listed
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class _Image:
     folder: Path
 
     @property
-    def source(self) -> Source:
-        return Source(self.folder, self.series.uid)
+    def key(self) -> tuple[Path, str]:
+        """Tells it from every other; a series may lie in two folders."""
+        return self.folder, self.series.uid
 
     @property
     def description(self) -> str:
@@ -85,15 +87,17 @@ def cases_of_sessions(root: Path, tree: Sequence[tuple[Path, Listing]], layout: 
                         file=path.name,
                     )
                 )
+        for path, kind in scan.left_aside.items():
+            without_images[kind].append(path.name)
         for series in scan.series:
             key = (series.patient, series.study or str(folder.parent))
             session = sessions.setdefault(key, _Session(*key))
             if series.is_segmentation:
-                session.labels += [_segmentation(path, series) for path in series.files]
+                session.labels += [_segmentation(path, series, layout) for path in series.files]
             elif not series.frames:
                 without_images[series.kind] += [path.name for path in series.files]
             elif layout.is_label(series.description) or layout.is_label(folder.name):
-                session.labels.append(_Label(Source(folder, series.uid), series.description or folder.name))
+                session.labels.append(_Label(layout.source(folder, series.uid), series.description or folder.name))
             else:
                 session.images.append(_Image(series, folder))
     _move_to_their_images(sessions)
@@ -109,18 +113,19 @@ def cases_of_sessions(root: Path, tree: Sequence[tuple[Path, Listing]], layout: 
 
 def _case(session: _Session, name: str, root: Path, layout: Layout, found: Found) -> Case:
     findings = found.findings
-    label = _choose_label(session, name, layout, findings)
+    label = _choose_label(session, name, layout, found)
     preferred = label.refers_to if label else frozenset()
     images = {}
     for modality, candidates in _by_modality(session, name, layout, found).items():
         referred = [image for image in candidates if image.series.uid in preferred]
         chosen = referred if len(referred) == 1 else candidates
-        images[modality] = chosen[0].source
-        left = [image.description for image in candidates if image is not chosen[0]]
+        images[modality] = layout.source(chosen[0].folder, chosen[0].series.uid)
+        told = _told_apart(candidates)
+        left = [told[image.key] for image in candidates if image is not chosen[0]]
         if len(chosen) > 1:
             findings.append(
                 Code.NAME_TWICE.finding(
-                    f"{len(chosen)} series are the case's {modality}: {short_list([i.description for i in chosen])}",
+                    f"{len(chosen)} series are the case's {modality}: {listed(told[i.key] for i in chosen)}",
                     case=name,
                     file=chosen[1].folder.name,
                     advice=f"Say which it is with --channel-map '{modality}=PATTERN', or move the others away.",
@@ -128,16 +133,28 @@ def _case(session: _Session, name: str, root: Path, layout: Layout, found: Found
             )
         elif left:
             findings.append(
-                Code.IGNORED_FILE.finding(
-                    f"the label was drawn on {chosen[0].description}; left out: {short_list(left)}",
+                Code.LEFT_OUT.finding(
+                    f"the label was drawn on {told[chosen[0].key]}; left out: {listed(left)}",
                     case=name,
                     file=chosen[0].folder.name,
-                    advice="Nothing, if this is the image that is meant.",
                 )
             )
     path = session.folder.relative_to(root).as_posix()
-    patient = layout.patient_in(path) or session.patient or name
-    return Case(name, patient, images, label.source if label else None)
+    by_pattern = layout.patient_in(path)
+    if layout.patient_pattern and by_pattern is None:
+        found.without_patient.append(path)
+    return Case(name, by_pattern or session.patient or name, images, label.source if label else None)
+
+
+def _told_apart(images: Sequence[_Image]) -> dict[tuple[Path, str], str]:
+    """By its key the description of each series, with its first file where others are described alike."""
+    alike = Counter(image.description for image in images)
+    return {
+        image.key: image.description
+        if alike[image.description] == 1
+        else f"{image.description} ({image.folder.name}/{image.series.files[0].name})"
+        for image in images
+    }
 
 
 def _by_modality(session: _Session, name: str, layout: Layout, found: Found) -> dict[str, list[_Image]]:
@@ -148,7 +165,7 @@ def _by_modality(session: _Session, name: str, layout: Layout, found: Found) -> 
         # A description of MR that no rule knows may be any contrast, or a localizer. CT is CT.
         if modality is None and image.series.modality != "MR":
             modality = image.series.modality or "image"
-            if modality in layout.channel_map:
+            if layout.names(modality):
                 modality = None  # whoever says which series are the CT says that this one, such as a scout, is not
         if modality is None:
             others.append(image)
@@ -159,7 +176,7 @@ def _by_modality(session: _Session, name: str, layout: Layout, found: Found) -> 
     found.taken_for.extend((image.description, modality) for modality, images in named.items() for image in images)
     found.taken_for.extend((image.description, "") for image in others)
     if others:
-        descriptions = short_list([image.description for image in others])
+        descriptions = listed([image.description for image in others])
         found.findings.append(
             Code.IGNORED_FILE.finding(
                 f"series of no known modality: {descriptions}",
@@ -171,21 +188,25 @@ def _by_modality(session: _Session, name: str, layout: Layout, found: Found) -> 
     return dict(sorted(named.items()))
 
 
-def _choose_label(session: _Session, name: str, layout: Layout, findings: list[Finding]) -> _Label | None:
+def _choose_label(session: _Session, name: str, layout: Layout, found: Found) -> _Label | None:
+    findings = found.findings
     present = {image.series.uid for image in session.images}
     labels = []
     for label in session.labels:
+        called = label.description or label.source.name
         if layout.label and not (layout.is_label(label.description) or layout.is_label(label.source.name)):
+            found.taken_for.append((called, ""))
             continue
         if label.refers_to and not label.refers_to & present:
             findings.append(_lonely(label))
         else:
             labels.append(label)
+            found.taken_for.append((called, LABEL))
     if len(labels) > 1:
         files = [f"{label.source.name} ({label.description or 'without description'})" for label in labels]
         findings.append(
             Code.NAME_TWICE.finding(
-                f"{len(labels)} labels for one case: {short_list(files)}",
+                f"{len(labels)} labels for one case: {listed(files)}",
                 case=name,
                 file=labels[1].source.name,
                 advice="Say which it is with --label PATTERN, or move the others away.",
@@ -194,7 +215,7 @@ def _choose_label(session: _Session, name: str, layout: Layout, findings: list[F
     return labels[0] if labels else None
 
 
-def _segmentation(path: Path, series: Series) -> _Label:
+def _segmentation(path: Path, series: Series, layout: Layout) -> _Label:
     """A DICOM-SEG file with the series that its header refers to."""
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ReferencedSeriesSequence"])
@@ -202,7 +223,7 @@ def _segmentation(path: Path, series: Series) -> _Label:
         uids = frozenset(text_of(item, "SeriesInstanceUID") for item in references) - {""}
     except Exception:  # damaged behind what `scan_folder` read; whoever reads the label says so
         uids = frozenset()
-    return _Label(Source(path), series.description, uids)
+    return _Label(layout.source(path), series.description, uids)
 
 
 def _move_to_their_images(sessions: dict[tuple[str, str], _Session]) -> None:
@@ -251,12 +272,12 @@ def _left_out(ignored: list[str], without_images: dict[str, list[str]]) -> list[
     findings = []
     if ignored:
         count = f"{len(ignored)} files are" if len(ignored) > 1 else "a file is"
-        findings.append(Code.IGNORED_FILE.finding(f"{count} no DICOM: {short_list(ignored)}"))
+        findings.append(Code.IGNORED_FILE.finding(f"{count} no DICOM: {listed(ignored)}"))
     for kind, names in sorted(without_images.items()):
         count = f"{len(names)} files hold" if len(names) > 1 else "a file holds"
         findings.append(
             Code.IGNORED_FILE.finding(
-                f"{count} no images ({kind}): {short_list(names)}",
+                f"{count} no images ({kind}): {listed(names)}",
                 advice="Nothing, unless they are the labels: export those as DICOM-SEG.",
             )
         )

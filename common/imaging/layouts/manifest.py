@@ -14,10 +14,11 @@ import io
 import unicodedata
 from pathlib import Path
 
-from common.imaging.case import Case, Source
+from common.imaging.case import Case
 from common.imaging.findings import Code, Finding
 from common.imaging.layouts.options import Found, Layout
-from common.imaging.layouts.tree import is_there, short_list
+from common.imaging.layouts.tree import is_there
+from common.wording import listed
 
 CASES_TABLE = "cases.csv"
 PATIENTS_TABLE = "patients.csv"
@@ -27,7 +28,7 @@ _ADVICE = "Correct the table: a first row of column names, then a row for each c
 def cases_of_table(folder: Path, layout: Layout) -> Found:
     """The cases of `cases.csv`. Rows that say nothing usable are findings; whether files exist is not looked at."""
     found = Found()
-    rows = _rows(folder / CASES_TABLE, ("case",), found.findings)
+    rows = _rows(folder / CASES_TABLE, ("case",), Code.TABLE, found.findings)
     cases: dict[str, Case] = {}
     for number, row in rows:
         name = row.pop("case")
@@ -35,7 +36,9 @@ def cases_of_table(folder: Path, layout: Layout) -> Found:
         patient = row.pop("patient", "") or layout.patient_in(name) or name
         label = row.pop("label", "")
         images = {
-            "" if column.lower() == "image" else column: Source(folder / cell) for column, cell in row.items() if cell
+            "" if column.lower() == "image" else column: layout.source(folder / cell)
+            for column, cell in row.items()
+            if cell
         }
         if not name:
             found.findings.append(_fault(f"{where}: has no case's name", case=where))
@@ -45,7 +48,7 @@ def cases_of_table(folder: Path, layout: Layout) -> Found:
         elif not images:
             found.findings.append(_fault(f"{where}: names no image", case=name))
         else:
-            cases[name] = Case(name, patient, images, Source(folder / label) if label else None)
+            cases[name] = Case(name, patient, images, layout.source(folder / label) if label else None)
     found.cases.extend(cases[name] for name in sorted(cases))
     return found
 
@@ -55,7 +58,7 @@ def patients_of_table(folder: Path, findings: list[Finding]) -> dict[str, str]:
     if not is_there(folder / PATIENTS_TABLE):
         return {}
     patients: dict[str, str] = {}
-    for number, row in _rows(folder / PATIENTS_TABLE, ("case", "patient"), findings):
+    for number, row in _rows(folder / PATIENTS_TABLE, ("case", "patient"), Code.UNREADABLE, findings):
         row["case"] = unicodedata.normalize("NFC", row["case"])  # as names of files are
         if not row["case"] or not row["patient"] or patients.get(row["case"], row["patient"]) != row["patient"]:
             findings.append(
@@ -77,7 +80,7 @@ def rows_without_cases(names: list[str]) -> list[Finding]:
         return []
     return [
         Code.UNREADABLE.finding(
-            f"{PATIENTS_TABLE}: no case is called {short_list(names)}",
+            f"{PATIENTS_TABLE}: no case is called {listed(names)}",
             file=PATIENTS_TABLE,
             advice="Write the names as `data check` does, or remove the rows: otherwise cases of one patient may train "
             "and validate.",
@@ -91,15 +94,17 @@ def cases_without_rows(names: list[str]) -> list[Finding]:
         return []
     return [
         Code.IGNORED_FILE.finding(
-            f"{PATIENTS_TABLE}: has no row for {short_list(names)}",
+            f"{PATIENTS_TABLE}: has no row for {listed(names)}",
             file=PATIENTS_TABLE,
             advice="Add the rows, unless each of these cases is a patient's only one.",
         )
     ]
 
 
-def _rows(path: Path, required: tuple[str, ...], findings: list[Finding]) -> list[tuple[int, dict[str, str]]]:
-    """Numbers (the first row is 1) and cells of the rows, by column."""
+def _rows(
+    path: Path, required: tuple[str, ...], code: Code, findings: list[Finding]
+) -> list[tuple[int, dict[str, str]]]:
+    """Numbers (the first row is 1) and cells of the rows, by column; faults become findings of the code."""
     try:
         text = path.read_text("utf-8-sig")  # spreadsheets write a byte order mark
         if "\0" in text:
@@ -111,9 +116,7 @@ def _rows(path: Path, required: tuple[str, ...], findings: list[Finding]) -> lis
         reason = (
             error.strerror if isinstance(error, OSError) else "not UTF-8" if isinstance(error, ValueError) else error
         )
-        findings.append(
-            Code.UNREADABLE.finding(f"table {path.name}: cannot be read ({reason})", file=path.name, advice=_ADVICE)
-        )
+        findings.append(code.finding(f"table {path.name}: cannot be read ({reason})", file=path.name, advice=_ADVICE))
         return []
     columns = [column.strip() for column in table[0]] if table else []
     columns = [column.lower() if column.lower() in ("case", "patient", "label") else column for column in columns]
@@ -121,7 +124,7 @@ def _rows(path: Path, required: tuple[str, ...], findings: list[Finding]) -> lis
     # Studies name modalities whatever the capitals: of T1 and t1 one would be lost.
     if missing or len({column.lower() for column in columns}) != len(columns) or "" in columns:
         fault = f"has no column {missing[0]!r}" if missing else "has a column without a name, or one name twice"
-        findings.append(Code.UNREADABLE.finding(f"table {path.name}: {fault}", file=path.name, advice=_ADVICE))
+        findings.append(code.finding(f"table {path.name}: {fault}", file=path.name, advice=_ADVICE))
         return []
     rows = []
     for number, cells in enumerate(table[1:], start=2):
@@ -130,11 +133,11 @@ def _rows(path: Path, required: tuple[str, ...], findings: list[Finding]) -> lis
         if len(cells) != len(columns):
             where = f"{path.name} row {number}"
             message = f"{where}: has {len(cells)} cells, not {len(columns)}"
-            findings.append(Code.UNREADABLE.finding(message, case=where, file=path.name, advice=_ADVICE))
+            findings.append(code.finding(message, case=where, file=path.name, advice=_ADVICE))
             continue
         rows.append((number, {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}))
     return rows
 
 
 def _fault(message: str, case: str = "") -> Finding:
-    return Code.UNREADABLE.finding(message, case=case, file=CASES_TABLE, advice=_ADVICE)
+    return Code.TABLE.finding(message, case=case, file=CASES_TABLE)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from common.imaging.case import Case, Source
 from common.imaging.findings import Code, Finding
-from common.imaging.layouts.options import Found, Layout
-from common.imaging.layouts.tree import Listing, is_folder, list_folder, short_list
+from common.imaging.layouts.options import LABEL, Found, Layout
+from common.imaging.layouts.tree import Listing, is_folder, list_folder
 from common.imaging.readers import SUFFIXES, suffix_of
+from common.wording import listed
 
 _FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _CHANNEL = re.compile(r"(.+)_([0-9]{4})")
@@ -76,6 +77,7 @@ def cases_beside_labels(listings: Sequence[tuple[Path, Listing]], layout: Layout
                 if name in labels:
                     part.findings.append(_twice(name, [labels[name], path]))
                 labels[name] = path
+                part.taken_for.append((stem.removeprefix(name).strip("_-. "), LABEL))
         _join(everything, labels, layout, {}, part)
         found.taken_for.extend(part.taken_for)
         by_folder.append((folder, part))
@@ -120,7 +122,7 @@ def _by_name(listing: Listing, where: str, findings: list[Finding]) -> dict[str,
         findings.append(
             Code.IGNORED_FILE.finding(
                 f"{len(ignored)} {'file' if len(ignored) == 1 else 'files'} in {where}/ that no reader takes: "
-                f"{short_list(ignored)}",
+                f"{listed(ignored)}",
                 file=ignored[0] if len(ignored) == 1 else "",
                 advice=f"Convert them to one of {', '.join(SUFFIXES)}, or move them out of the folder.",
             )
@@ -164,13 +166,13 @@ def _join(
                 )
             )
         else:
-            parts[name][modality] = Source(images[stem])
+            parts[name][modality] = layout.source(images[stem])
             if modality:
                 found.taken_for.append((stem.removeprefix(name).lstrip("_-. "), modality))
     for name in sorted(parts):
         label = labels.get(name)
         patient = layout.patient_in(name) or name
-        found.cases.append(Case(name, patient, dict(parts[name]), Source(label) if label else None))
+        found.cases.append(Case(name, patient, dict(parts[name]), layout.source(label) if label else None))
     for name in sorted(labels.keys() - parts.keys()):
         found.findings.append(
             Code.LABEL_WITHOUT_IMAGE.finding(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 from common.errors import UsageError
-from common.imaging.case import Case
+from common.imaging.case import Case, Source
 from common.imaging.findings import Finding
 
 # How hospitals write "contrast agent", in the languages that are met, with or without what it is made of.
@@ -49,6 +50,8 @@ _DEFAULT_RULES: tuple[tuple[str | None, str], ...] = (
     ("CT", r"(?<![a-z0-9])ct(?![a-z0-9])"),
 )
 _DEFAULT_LABEL = r"(?<![a-z])(mask|masks|segm|seg|label|labels|segmentation|gt)(?![a-z])|mask.?tumou?r|tumou?r.?mask"
+LABEL = "label"
+"""What a description is taken for that is a label's; no modality can be called so."""
 _MODALITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")  # as task.modalities of a study
 
 
@@ -60,20 +63,23 @@ class Layout:
     ----------
     channel_map : modality -> regular expression, searched in the description of a DICOM series or the part of a file
         name that tells a case's images apart, whatever the case of letters. Goes before the built-in rules for T1pre,
-        T1post, T2, FLAIR and CT, and in place of the one of the same name.
+        T1post, T2, FLAIR and CT, and in place of the one of the same name, whatever the capitals.
     label : regular expression of the descriptions, files or folders that are labels; "" for the built-in one.
     patient_pattern : regular expression whose first group is the patient, searched in the case's name, or in the
         folders of a DICOM series; "" where DICOM's PatientID, a table or the case's own name says it.
+    level : of the pyramids that the images and labels are, 0 for the full resolution; all are read at it.
 
     Raises
     ------
     UsageError
-        An expression is none, a modality has a name that no study can have, or the patient's has no group.
+        An expression is none, a modality has a name that no study can have, the patient's has no group, or the
+        level is below 0.
     """
 
     channel_map: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     label: str = ""
     patient_pattern: str = ""
+    level: int = 0
 
     def __post_init__(self) -> None:
         for modality, pattern in self.channel_map.items():
@@ -91,10 +97,24 @@ class Layout:
                 "parentheses, such as '^(P[0-9]+)_'"
             )
 
+        if self.level < 0:
+            raise UsageError(
+                f"level {self.level}: expected 0 for the full resolution, or the number of a smaller level of a "
+                "pyramid; correct it"
+            )
+
+    def source(self, path: Path, series: str = "") -> Source:
+        """Where an image or label lies, at the level that is wanted."""
+        return Source(path, series, self.level)
+
+    def names(self, modality: str) -> bool:
+        """Whether the channel map says which images are this modality; as in studies, capitals do not count."""
+        return modality.casefold() in {known.casefold() for known in self.channel_map}
+
     def modality_of(self, description: str) -> str | None:
         """The modality that a description speaks of, or None where no rule finds one."""
         own = self.channel_map.items()
-        others = [(modality, pattern) for modality, pattern in _DEFAULT_RULES if modality not in self.channel_map]
+        others = [rule for rule in _DEFAULT_RULES if rule[0] is None or not self.names(rule[0])]
         return next((name for name, pattern in [*own, *others] if re.search(pattern, description, re.IGNORECASE)), None)
 
     def is_label(self, description: str) -> bool:
@@ -109,12 +129,20 @@ class Layout:
 
 @dataclass(frozen=True)
 class Found:
-    """What one way of looking at a folder gave; `taken_for` has what each image calls itself and its modality ("" for
-    none), where names or descriptions decide."""
+    """What one way of looking at a folder gave.
+
+    Attributes
+    ----------
+    cases, findings
+    taken_for : what each image or label calls itself, and its modality, `LABEL`, or "" for none of them; where names or
+        descriptions decide.
+    without_patient : where the pattern of patients was looked for and found none.
+    """
 
     cases: list[Case] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     taken_for: list[tuple[str, str]] = field(default_factory=list)
+    without_patient: list[str] = field(default_factory=list)
 
 
 def _compiled(what: str, pattern: str) -> re.Pattern[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.errors import DataError
 from common.imaging.findings import Code, Finding
+from common.wording import file_name
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,17 @@ def list_folder(folder: Path) -> Listing:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         # Whatever is in there is kept out: it counts as a case.
-        name = printable(folder)
+        name = file_name(folder)
         message = f"folder {name}: cannot be listed ({error.strerror})"
         listing.findings.append(Code.UNREADABLE_FOLDER.finding(message, case=name, file=name))
         return listing
     for path in entries:
-        if printable(path) != path.name:
+        if file_name(path) != path.name:
             listing.findings.append(
                 Code.NOT_TAKEN.finding(
-                    f"file {printable(path)}: the name is not valid text",
-                    case=printable(path),
-                    file=printable(path),
+                    f"file {file_name(path)}: the name is not valid text",
+                    case=file_name(path),
+                    file=file_name(path),
                     advice="Rename it, with letters, digits and signs of UTF-8.",
                 )
             )
@@ -124,14 +125,3 @@ def require_listable(folder: Path) -> None:
         raise DataError(
             f"{folder}: the folder cannot be listed ({error.strerror}). Check that it is a folder this user may read."
         ) from error
-
-
-def printable(path: Path) -> str:
-    """The path's last part; bytes that are no UTF-8 as `\\xNN`."""
-    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
-
-
-def short_list(names: list[str], most: int = 5) -> str:
-    """The first few names of a list, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import DataError
-from common.imaging.volume import Volume, scaling_affine
+from common.imaging.readers.faults import Fault, ReadError
+from common.imaging.volume import Stated, Volume, scaling_affine
 
 _RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Cosines are often stored with five or six digits.
@@ -57,12 +57,13 @@ class Stack:
     Attributes
     ----------
     order : for every z, the index of the plane.
-    spacing, affine : as in `Volume`.
+    spacing, affine, stated : as in `Volume`.
     """
 
     order: list[int]
     spacing: tuple[float, float, float]
     affine: Array
+    stated: Stated = "place"
 
 
 def stack_planes(planes: Sequence[Plane]) -> Stack:
@@ -77,7 +78,7 @@ def stack_planes(planes: Sequence[Plane]) -> Stack:
 
     Raises
     ------
-    DataError
+    ReadError
         Slices of different size, spacing or orientation, two at one position, a missing slice, uneven distances, or a
         tilted gantry (slices that are shifted against each other sideways). It names the files.
     """
@@ -86,7 +87,7 @@ def stack_planes(planes: Sequence[Plane]) -> Stack:
         _refuse_difference(first, plane)
     if len(planes) == 1 and (first.position is None or first.orientation is None):
         flat = (1.0, *_in_plane_spacing(first)) if first.spacing is not None else (1.0, 1.0, 1.0)
-        return Stack([0], flat, scaling_affine(flat))
+        return Stack([0], flat, scaling_affine(flat), "nothing" if first.spacing is None else "spacing")
     x_axis, y_axis, normal = _axes(first)
     y, x = _in_plane_spacing(first)
     positions = np.array([_position(plane) for plane in planes])
@@ -122,7 +123,7 @@ def spanning_stack(planes: Sequence[Plane], distance: float | None) -> tuple[Sta
 
     Raises
     ------
-    DataError
+    ReadError
         As `stack_planes`, and where the positions are no multiples of the distance.
     """
     if all(plane.position is None for plane in planes):
@@ -144,9 +145,10 @@ def spanning_stack(planes: Sequence[Plane], distance: float | None) -> tuple[Sta
     counts = np.rint(gaps / step).astype(int)
     worst = int(np.abs(gaps - counts * step).argmax())
     if counts.min() < 1 or abs(gaps[worst] - counts[worst] * step) > _PLACE_TOLERANCE * step:
-        raise DataError(
+        raise ReadError(
+            Fault.SLICES,
             f"uneven slices: {gaps[worst]:.4g} mm between {planes[kept[worst]].name} and "
-            f"{planes[kept[worst + 1]].name} is no multiple of {step:.4g} mm. {_EXPORT}"
+            f"{planes[kept[worst + 1]].name} is no multiple of {step:.4g} mm. {_EXPORT}",
         )
     last = int(counts.sum())
     base = stack_planes([planes[kept[0]]])
@@ -169,7 +171,7 @@ def slices_on(grid: Volume, planes: Sequence[Plane]) -> list[int]:
 
     Raises
     ------
-    DataError
+    ReadError
         A plane has another size, voxel spacing or orientation than the grid, or lies between or beside its slices.
     """
     depth, rows, columns = grid.shape
@@ -177,9 +179,10 @@ def slices_on(grid: Volume, planes: Sequence[Plane]) -> list[int]:
     slices = []
     for plane in planes:
         if (plane.rows, plane.columns) != (rows, columns):
-            raise DataError(
+            raise ReadError(
+                Fault.LABEL_SHAPE,
                 f"{plane.name} has {plane.rows} x {plane.columns} voxels (y, x), the image has {rows} x {columns}. "
-                "Export the label on the image's grid."
+                "Export the label on the image's grid.",
             )
         if depth == 1 and plane.position is None:
             slices.append(0)
@@ -196,14 +199,16 @@ def slices_on(grid: Volume, planes: Sequence[Plane]) -> list[int]:
         expected = np.array([(0, 0, nearest), (columns - 1, 0, nearest), (0, rows - 1, nearest)])
         shift = float(np.abs(index - expected).max())
         if shift > _PLACE_TOLERANCE:
-            raise DataError(
+            raise ReadError(
+                Fault.LABEL_PLACE,
                 f"{plane.name} does not lie on a slice of the image: it is {shift:.2f} voxels beside the closest. "
-                "Export the label on the image's grid, without resampling."
+                "Export the label on the image's grid, without resampling.",
             )
         if not 0 <= nearest < depth:
-            raise DataError(
+            raise ReadError(
+                Fault.LABEL_PLACE,
                 f"{plane.name} lies outside the image, at slice {nearest} of {depth}. Check that label and image "
-                "belong together."
+                "belong together.",
             )
         slices.append(nearest)
     return slices
@@ -211,27 +216,30 @@ def slices_on(grid: Volume, planes: Sequence[Plane]) -> list[int]:
 
 def _refuse_difference(first: Plane, plane: Plane) -> None:
     if (plane.rows, plane.columns) != (first.rows, first.columns):
-        raise DataError(
+        raise ReadError(
+            Fault.SLICES,
             f"slices of different size: {first.name} has {first.rows} x {first.columns} voxels (y, x), {plane.name} "
-            f"has {plane.rows} x {plane.columns}. Keep one of the two kinds."
+            f"has {plane.rows} x {plane.columns}. Keep one of the two kinds.",
         )
     difference = np.abs(np.subtract(_orientation(first), _orientation(plane))).max()
     if difference > _COSINE_TOLERANCE:
-        raise DataError(
+        raise ReadError(
+            Fault.SLICES,
             f"slices of different orientation: {first.name} and {plane.name}. Remove scouts and slices of other planes "
-            "from the series."
+            "from the series.",
         )
     usual, spacing = _in_plane_spacing(first), _in_plane_spacing(plane)
     if not np.allclose(spacing, usual, rtol=_SPACING_TOLERANCE, atol=0.0):
-        raise DataError(
+        raise ReadError(
+            Fault.SLICES,
             f"slices of different PixelSpacing: {first.name} has {_list(usual)} mm (y, x), {plane.name} has "
-            f"{_list(spacing)} mm. Keep one of the two kinds."
+            f"{_list(spacing)} mm. Keep one of the two kinds.",
         )
 
 
 def _orientation(plane: Plane) -> Vector:
     if plane.orientation is None:
-        raise DataError(f"{plane.name} states no ImageOrientationPatient. {_EXPORT}")
+        raise ReadError(Fault.NO_GEOMETRY, f"{plane.name} states no ImageOrientationPatient. {_EXPORT}")
     return plane.orientation
 
 
@@ -241,9 +249,10 @@ def _axes(plane: Plane) -> tuple[Array, Array, Array]:
     x_axis, y_axis = np.array(orientation[:3]), np.array(orientation[3:])
     lengths = np.array([np.linalg.norm(x_axis), np.linalg.norm(y_axis)])
     if not np.allclose(lengths, 1.0, atol=1e-2) or abs(x_axis @ y_axis) > 1e-3:
-        raise DataError(
+        raise ReadError(
+            Fault.NO_GEOMETRY,
             f"{plane.name} states directions that are not perpendicular unit vectors (ImageOrientationPatient "
-            f"{_list(orientation)}). {_EXPORT}"
+            f"{_list(orientation)}). {_EXPORT}",
         )
     x_axis, y_axis = x_axis / lengths[0], y_axis / lengths[1]
     normal = np.cross(x_axis, y_axis)
@@ -252,16 +261,18 @@ def _axes(plane: Plane) -> tuple[Array, Array, Array]:
 
 def _in_plane_spacing(plane: Plane) -> tuple[float, float]:
     if plane.spacing is None:
-        raise DataError(f"{plane.name} states no PixelSpacing. {_EXPORT}")
+        raise ReadError(Fault.NO_GEOMETRY, f"{plane.name} states no PixelSpacing. {_EXPORT}")
     y, x = plane.spacing
     if not (y > 0 and x > 0):
-        raise DataError(f"{plane.name} states a PixelSpacing of {_list(plane.spacing)} mm. {_EXPORT}")
+        raise ReadError(
+            Fault.NO_GEOMETRY, f"{plane.name} states a PixelSpacing of {_list(plane.spacing)} mm. {_EXPORT}"
+        )
     return y, x
 
 
 def _position(plane: Plane) -> Vector:
     if plane.position is None:
-        raise DataError(f"{plane.name} states no ImagePositionPatient. {_EXPORT}")
+        raise ReadError(Fault.NO_GEOMETRY, f"{plane.name} states no ImagePositionPatient. {_EXPORT}")
     return plane.position
 
 
@@ -272,9 +283,10 @@ def _refuse_irregular(positions: Array, normal: Array, names: list[str], pixel: 
     usual = float(np.median(gaps))
     same = np.flatnonzero(gaps < max(1e-3, 0.01 * usual))
     if same.size:
-        raise DataError(
+        raise ReadError(
+            Fault.SLICES,
             f"two slices at one position: {names[same[0]]} and {names[same[0] + 1]}. Remove copies; export several "
-            "time points, echoes or b-values as a series each."
+            "time points, echoes or b-values as a series each.",
         )
     # Some scanners store positions to a tenth of a millimetre.
     tolerance = min(max(0.02 * usual, 0.1), 0.2 * usual)
@@ -289,23 +301,26 @@ def _refuse_irregular(positions: Array, normal: Array, names: list[str], pixel: 
         else:
             at, said = int(wrong[0]), "uneven slices: "
             advice = "Take a series that was reconstructed at even distances."
-        raise DataError(
+        raise ReadError(
+            Fault.SLICES,
             f"{said}between {names[at]} and {names[at + 1]} are {gaps[at]:.4g} mm where {usual:.4g} mm are usual. "
-            f"{advice}"
+            f"{advice}",
         )
     drift = np.abs(along - np.linspace(0.0, along[-1], len(along))).max()
     if drift > 2 * tolerance:
-        raise DataError(
+        raise ReadError(
+            Fault.SLICES,
             f"uneven slices: the distance changes along the series, by {drift:.4g} mm in all from {names[0]} to "
-            f"{names[-1]}. Take a series that was reconstructed at even distances."
+            f"{names[-1]}. Take a series that was reconstructed at even distances.",
         )
     sideways = np.linalg.norm(positions - positions[0] - np.outer(along, normal), axis=1)
     worst = int(sideways.argmax())
     if sideways[worst] > 0.2 * pixel:
         angle = np.degrees(np.arctan2(sideways[worst], along[worst]))
-        raise DataError(
+        raise ReadError(
+            Fault.SLICES,
             f"slices shifted sideways: {names[worst]} by {sideways[worst]:.4g} mm against {names[0]} (a gantry tilt of "
-            f"{angle:.1f} degrees). Correct the tilt at the scanner's console or take a series without."
+            f"{angle:.1f} degrees). Correct the tilt at the scanner's console or take a series without.",
         )
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from common.errors import DataError
 from common.imaging.readers.dicom_geometry import Plane, Vector
+from common.imaging.readers.faults import Fault, ReadError
 
 # pydicom remarks on odd headers, on stderr. Whatever matters is raised by the readers.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -56,22 +56,23 @@ def frames_of(dataset: Dataset, name: str) -> list[Frame]:
 
     Raises
     ------
-    DataError
+    ReadError
         The file holds no image, or its header contradicts itself.
     """
     if "Rows" not in dataset or "Columns" not in dataset:
-        raise DataError(f"{name} holds no image ({kind_of(dataset)}). Choose a series of images.")
+        raise ReadError(Fault.NOT_TAKEN, f"{name} holds no image ({kind_of(dataset)}). Choose a series of images.")
     if "TotalPixelMatrixColumns" in dataset:
-        raise DataError(f"{name} holds a slide in tiles, which is not read. Export it as TIFF.")
+        raise ReadError(Fault.NOT_TAKEN, f"{name} holds a slide in tiles, which is not read. Export it as TIFF.")
     count = number_of_frames(dataset)
     shared = _first(dataset, "SharedFunctionalGroupsSequence")
     own = dataset.get("PerFrameFunctionalGroupsSequence")
     if own is not None and len(own) != count:
-        raise DataError(f"{name} describes {len(own)} frames and holds {count}. Export it again.")
+        raise ReadError(Fault.NOT_TAKEN, f"{name} describes {len(own)} frames and holds {count}. Export it again.")
     if own is None and count > 1:
-        raise DataError(
+        raise ReadError(
+            Fault.NOT_TAKEN,
             f"{name} holds {count} frames and does not say where each of them lies. Export the image as an enhanced "
-            "multi-frame file or as a file for each slice."
+            "multi-frame file or as a file for each slice.",
         )
     return [
         _frame(
@@ -161,5 +162,8 @@ def _numbers(value: Any, count: int, keyword: str, name: str) -> Vector | None:
     if len(numbers) == 0 and not isinstance(value, str) and len(value) == 0:
         return None
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise DataError(f"{name}: {keyword} is {value}, which is not {count} finite numbers. Export the file again.")
+        raise ReadError(
+            Fault.NO_GEOMETRY,
+            f"{name}: {keyword} is {value}, which is not {count} finite numbers. Export the file again.",
+        )
     return numbers

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 
-from common.errors import DataError
 from common.imaging.readers.dicom_codecs import register
 from common.imaging.readers.dicom_headers import Frame, kind_of
+from common.imaging.readers.faults import Fault, ReadError
 from common.imaging.readers.reason import blaming
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -34,29 +34,32 @@ Voxels = npt.NDArray[Any]
 
 
 def refuse_unlike(datasets: Sequence[Dataset], names: Sequence[str], is_label: bool) -> None:
-    """Raise a DataError where files do not hold pixels of one kind, or of a kind that is no image or no label."""
+    """Raise a ReadError where files do not hold pixels of one kind, or of a kind that is no image or no label."""
     first = datasets[0]
     for dataset, name in zip(datasets, names, strict=True):
         for keyword in _KIND:
             if dataset.get(keyword) != first.get(keyword):
-                raise DataError(
+                raise ReadError(
+                    Fault.SLICES,
                     f"slices of different kinds: {names[0]} has {keyword} {first.get(keyword)}, {name} has "
-                    f"{dataset.get(keyword)}. Keep one of the two kinds."
+                    f"{dataset.get(keyword)}. Keep one of the two kinds.",
                 )
         if "ModalityLUTSequence" in dataset:
-            raise DataError(
+            raise ReadError(
+                Fault.NOT_TAKEN,
                 f"{name} needs a table to make sense of its numbers (ModalityLUTSequence), which is not read. Export "
-                "it with a rescale slope and intercept."
+                "it with a rescale slope and intercept.",
             )
     interpretation = str(first.get("PhotometricInterpretation", ""))
     if interpretation in _GREY or (interpretation == _PALETTE and is_label):
         return
     if interpretation == _PALETTE:
-        raise DataError("its pixels are indices into a palette of colours. Export it as grey or RGB.")
+        raise ReadError(Fault.NOT_TAKEN, "its pixels are indices into a palette of colours. Export it as grey or RGB.")
     if not is_label and not str(first.get("SOPClassUID", "")).startswith(_COLOUR_CLASSES):
-        raise DataError(
+        raise ReadError(
+            Fault.NOT_TAKEN,
             f"expected grey voxels, found colours ({interpretation}, {kind_of(first)}): a rendering, not what was "
-            "measured. Export the original series."
+            "measured. Export the original series.",
         )
 
 
@@ -87,7 +90,7 @@ def voxels_of(
 
     Raises
     ------
-    DataError
+    ReadError
         The pixels of a file are damaged or of an encoding that is not decoded.
     """
     register()

@@ -6,7 +6,9 @@ Read with highdicom. Source: DICOM PS3.3, C.8.20 (Segmentation Image Module).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -14,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from highdicom.seg import Segmentation, SegmentationTypeValues
 
-from common.errors import DataError
 from common.imaging.readers.dicom_geometry import Plane, slices_on, spanning_stack
 from common.imaging.readers.dicom_headers import frames_of, spacing_between_slices
+from common.imaging.readers.faults import Fault, ReadError, refuse_too_many
 from common.imaging.readers.reason import blaming
 from common.imaging.volume import Volume
 
@@ -25,18 +27,7 @@ logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
 _THRESHOLD = 0.5
 
 
-def segments(path: Path) -> dict[int, str]:
-    """The segments of a file: their numbers, which are the label's values, and their names.
-
-    Raises
-    ------
-    DataError
-        The file is damaged or no DICOM-SEG; the message names it.
-    """
-    return _names(_open(path))
-
-
-def read(path: Path, grid: Volume | None = None, wanted: Collection[int] | None = None) -> Volume:
+def read(path: Path, grid: Volume | None = None) -> Volume:
     """Read a DICOM-SEG file: binary, fractional (a voxel counts from 0.5) or a label map.
 
     Parameters
@@ -45,8 +36,6 @@ def read(path: Path, grid: Volume | None = None, wanted: Collection[int] | None 
     grid : Volume, optional
         The image that it was drawn on. Every frame goes to the slice that it states the position of; slices without
         a frame are background. Without, the grid is the smallest that holds all frames.
-    wanted : collection of int, optional
-        The numbers of the segments to keep; all where it is None.
 
     Returns
     -------
@@ -55,39 +44,33 @@ def read(path: Path, grid: Volume | None = None, wanted: Collection[int] | None 
 
     Raises
     ------
-    DataError
-        The file is damaged or no DICOM-SEG, segments overlap, a wanted one is missing, or frames do not lie on slices
-        of the grid. The message names the file where others are concerned.
+    ReadError
+        The file is damaged or no DICOM-SEG, segments overlap, or frames do not lie on slices of the grid. The message
+        names the file where others are concerned.
     """
     segmentation = _open(path)
     names = _names(segmentation)
-    missing = sorted(set(wanted or ()) - names.keys())
-    if missing:
-        raise DataError(f"it has no segment {missing[0]}. It has {_list(names, names)}.")
-    kept = frozenset(names if wanted is None else wanted)
     if segmentation.is_tiled:
-        raise DataError("it segments a slide in tiles, which is not read. Export the label as TIFF.")
+        raise ReadError(Fault.NOT_TAKEN, "it segments a slide in tiles, which is not read. Export the label as TIFF.")
     frames = frames_of(segmentation, path.name)
     planes = [frame.plane for frame in frames]
     if grid is None:
         grid = _own_grid(planes, spacing_between_slices(segmentation))
+    refuse_too_many(math.prod(grid.shape), "its frames span a grid of", "Export the label on the image's grid.")
     slices = slices_on(grid, planes)
     depth, rows, columns = grid.shape
     label = np.zeros((depth, rows, columns), np.uint16)
     overlaps: dict[tuple[int, int], int] = {}
     for number, (frame, z) in enumerate(zip(frames, slices, strict=True)):
-        if frame.segment and frame.segment not in kept:
-            continue
         with blaming(path.name):
             values = _values(segmentation, number, frame.segment)
         unknown = sorted(set(np.unique(values).tolist()) - names.keys() - {0})
         if unknown:
-            raise DataError(
+            raise ReadError(
+                Fault.NOT_TAKEN,
                 f"voxels of {frame.plane.name} have the value {unknown[0]}, which is no segment of it. "
-                f"It has {_list(names, names)}: export it again."
+                f"It has {_list(names, names)}: export it again.",
             )
-        if wanted is not None:
-            values = np.where(np.isin(values, list(kept)), values, 0).astype(np.uint16)
         both = (label[z] != 0) & (values != 0) & (label[z] != values)
         pairs, counts = np.unique(np.stack([label[z][both], values[both]]), axis=1, return_counts=True)
         for first, second, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
@@ -95,11 +78,12 @@ def read(path: Path, grid: Volume | None = None, wanted: Collection[int] | None 
         label[z] = np.where(values != 0, values, label[z])
     if overlaps:
         (first, second), count = min(overlaps.items())
-        raise DataError(
+        raise ReadError(
+            Fault.NOT_TAKEN,
             f"segments overlap: {_list(names, (first, second))} share {count} voxels. A voxel of a label has one "
-            "class: export the segments without overlap, or one file for each."
+            "class: export the segments without overlap, or one file for each.",
         )
-    return Volume(label[..., np.newaxis], grid.spacing, grid.affine)
+    return replace(grid, array=label[..., np.newaxis])
 
 
 def _open(path: Path) -> Segmentation:
@@ -132,7 +116,7 @@ def _own_grid(planes: list[Plane], distance: float | None) -> Volume:
     """The smallest grid that holds all frames; of its voxels only the shape counts."""
     stack, depth = spanning_stack(planes, distance)
     voxels = np.broadcast_to(np.uint8(0), (depth, planes[0].rows, planes[0].columns, 1))
-    return Volume(voxels, stack.spacing, stack.affine)
+    return Volume(voxels, stack.spacing, stack.affine, stack.stated)
 
 
 def _list(names: dict[int, str], numbers: Collection[int]) -> str:

@@ -1,11 +1,11 @@
-"""Why a file could not be read, in few words: the decoders' own messages, made fit for a `DataError`."""
+"""Why a file could not be read, in few words: the decoders' own messages, made fit for a `ReadError`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from common.errors import DataError
+from common.imaging.readers.faults import Fault, ReadError
 
 
 def reason_of(error: Exception) -> str:
@@ -17,13 +17,14 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def blaming(name: str) -> Iterator[None]:
-    """Make a `DataError` that names a file of whatever its decoding raises."""
+    """Make a `ReadError` that names a file of whatever its decoding raises."""
     try:
         yield
-    except DataError:
+    except ReadError:
         raise
     except Exception as error:
-        raise DataError(
+        raise ReadError(
+            Fault.UNREADABLE,
             f"{name} cannot be read as DICOM ({reason_of(error)}). The file is damaged or incomplete: copy it again "
-            "from its source."
+            "from its source.",
         ) from error

@@ -17,14 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from common.errors import DataError
 from common.imaging.readers import tiff_spacing
+from common.imaging.readers.faults import Fault, ReadError, refuse_too_many
 from common.imaging.readers.tiff_completeness import page_offsets, refuse_ignored_pages, refuse_missing_pixels
 from common.imaging.volume import Volume, scaling_affine
 
 # tifffile reports damage to its logger, which prints to stderr. Whatever matters is raised by `read`.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
+_SMALLER = (
+    "Register the data with a smaller level of its pyramid, or save the image in parts or at a coarser resolution."
+)
 _UNNAMED = "IQ"  # tifffile's letters for an axis that no metadata names
 _AXES = {"T": "time points", "A": "angles", "P": "phases", "H": "lifetimes", "E": "wavelengths", "M": "mosaic tiles"}
 # What slide scanners, and Bio-Formats after them, store beside a slide.
@@ -66,9 +69,9 @@ def read(path: Path, is_label: bool, level: int = 0) -> Volume:
 
     Raises
     ------
-    DataError
-        The file is sound but not one grey, RGB or multi-channel image, has several points in time, or lacks the level;
-        the message lacks the file's name.
+    ReadError
+        The file is sound but not one grey, RGB or multi-channel image, has several points in time, lacks the level, or
+        would decode to more voxels than are taken; the message lacks the file's name.
     Exception
         Of any class, where the file is damaged or of another format.
     """
@@ -77,9 +80,10 @@ def read(path: Path, is_label: bool, level: int = 0) -> Volume:
         image = _the_one_image(file)
         refuse_ignored_pages(file, pages)
         if not 0 <= level < len(image.levels):
-            raise DataError(
+            raise ReadError(
+                Fault.NO_LEVEL,
                 f"level {level} of the pyramid does not exist: the levels are 0 to {len(image.levels) - 1}. "
-                "Choose one of these."
+                "Register the data again without --level, or with one of these.",
             )
         parts = image.levels[level]
         axes, shape = _axes_of(parts)
@@ -87,6 +91,9 @@ def read(path: Path, is_label: bool, level: int = 0) -> Volume:
         samples = _samples_kept(parts[0].keyframe, dict(zip(names, shape, strict=True)).get("S", 1), is_label)
         for part in parts:
             refuse_missing_pixels(file, part, pages)
+        # Whole tiles are decoded, however little of them the image covers.
+        decoded = max(math.prod(shape), *(math.prod(part.keyframe.chunks) for part in parts))
+        refuse_too_many(decoded, "it decodes to", _SMALLER)
         array = parts[0].asarray() if len(parts) == 1 else np.stack([part.asarray() for part in parts])
         if array.shape != shape:
             raise ValueError("parts of the image were never written")
@@ -95,9 +102,10 @@ def read(path: Path, is_label: bool, level: int = 0) -> Volume:
         if not is_label:
             array = _brighter_is_larger(array, parts[0].keyframe)
         full = tiff_spacing.spacing(file, image.index, image.count)
+        is_stated = tiff_spacing.is_stated(file, image.index, image.count)
         factors = _downsampling(*(_sizes(*_axes_of(of)) for of in (image.levels[0], parts)))
     z, y, x = (length * factor for length, factor in zip(full, factors, strict=True))
-    return Volume(array, (z, y, x), scaling_affine((z, y, x)))
+    return Volume(array, (z, y, x), scaling_affine((z, y, x)), "spacing" if is_stated else "nothing")
 
 
 # Which image
@@ -106,11 +114,14 @@ def read(path: Path, is_label: bool, level: int = 0) -> Volume:
 def _the_one_image(file: tifffile.TiffFile) -> _Image:
     series = file.series
     if file.is_ome and not any(one.kind in ("ome", "imagej") for one in series):
-        raise DataError(
-            "its OME metadata do not describe the pixels in this file. Export the image again, as one OME-TIFF file."
+        raise ReadError(
+            Fault.NOT_TAKEN,
+            "its OME metadata do not describe the pixels in this file. Export the image again, as one OME-TIFF file.",
         )
     if any(one.is_multifile for one in series):
-        raise DataError("its slices are spread over several files. Save the image as one OME-TIFF file.")
+        raise ReadError(
+            Fault.NOT_TAKEN, "its slices are spread over several files. Save the image as one OME-TIFF file."
+        )
     # Reduced pages are the image again, smaller; masks tell where it is valid.
     whole = [one for one in series if not (one.keyframe.is_reduced or one.keyframe.is_mask)]
     if not whole:
@@ -119,7 +130,7 @@ def _the_one_image(file: tifffile.TiffFile) -> _Image:
     first = images[0]
     if len(images) > 1:
         if not all(_is_slice_of(first, one) for one in images):
-            raise DataError(f"expected one image, found {len(images)} images. Save one image a file.")
+            raise ReadError(Fault.NOT_TAKEN, f"expected one image, found {len(images)} images. Save one image a file.")
         return _Image([images], 0, 1)
     smaller = [one for one in series if one.keyframe.is_reduced and _is_level_of(first, one)]
     levels = sorted([*first.levels[1:], *smaller], key=lambda one: one.size, reverse=True)
@@ -185,15 +196,17 @@ def _named(axes: str, shape: Sequence[int]) -> str:
     for axis, size in named.items():
         if size > 1 and axis not in "ZYXCS" + _UNNAMED:
             what = _AXES.get(axis, f"positions along an axis {axis}")
-            raise DataError(
+            raise ReadError(
+                Fault.NOT_TAKEN,
                 f"expected one image, found {size} {what}. Save each in a file of its own; if these are the slices of "
-                "a Z stack, correct the axes in the metadata."
+                "a Z stack, correct the axes in the metadata.",
             )
     unnamed = [i for i, axis in enumerate(axes) if axis in _UNNAMED and shape[i] > 1]
     if unnamed and (len(unnamed) > 1 or named.get("Z", 1) > 1):
-        raise DataError(
+        raise ReadError(
+            Fault.NOT_TAKEN,
             f"the file does not say which axes its shape {tuple(shape)} has. Save it as OME-TIFF or ImageJ TIFF, with "
-            "the axes named."
+            "the axes named.",
         )
     if unnamed:
         axes = axes.replace("Z", "z")  # of length 1
@@ -218,15 +231,19 @@ def _zyxc(array: npt.NDArray[Any], names: str, samples: slice) -> npt.NDArray[An
 def _samples_kept(page: tifffile.TiffPage, samples: int, is_label: bool) -> slice:
     """The samples of a pixel that are its value, all but alpha; refuses images that are neither grey nor RGB."""
     if page.dtype is None or page.dtype.kind not in ("iufb" if is_label else "iuf"):
-        raise DataError(f"pixels of type {page.dtype} are not taken. Save it as 8-bit, 16-bit or float.")
+        raise ReadError(
+            Fault.NOT_TAKEN, f"pixels of type {page.dtype} are not taken. Save it as 8-bit, 16-bit or float."
+        )
     photometric = page.photometric
     is_rgb = photometric == _PHOTOMETRIC.RGB or (photometric == _PHOTOMETRIC.YCBCR and page.compression in _JPEG)
     if not is_label:
         if photometric == _PHOTOMETRIC.PALETTE:
-            raise DataError("its pixels are indices into a palette of colours. Save it as grey or RGB.")
+            raise ReadError(
+                Fault.NOT_TAKEN, "its pixels are indices into a palette of colours. Save it as grey or RGB."
+            )
         if not is_rgb and photometric not in (_PHOTOMETRIC.MINISBLACK, _PHOTOMETRIC.MINISWHITE):
             name = photometric.name if isinstance(photometric, _PHOTOMETRIC) else photometric
-            raise DataError(f"its colours are stored as {name}. Save it as grey or RGB.")
+            raise ReadError(Fault.NOT_TAKEN, f"its colours are stored as {name}. Save it as grey or RGB.")
     extra = tuple(page.extrasamples)
     # Many writers leave the alpha of RGBA unmarked. Beside grey, samples that are not marked are channels.
     unmarked_alpha = is_rgb and samples == 4 and extra in ((), (_UNSPECIFIED,))

@@ -12,6 +12,7 @@ from pydicom.uid import generate_uid
 
 from common.imaging.case import Case, Source
 from tests.common.imaging.bad_inputs import AFFINE, SHAPE, Place, bad, case_of, cut, organ, voxels
+from tests.common.imaging.test_dicom_folder import report_beside
 
 Edit = Callable[[Dataset, int], bool | None]
 _STORED = voxels(dtype=np.uint16)
@@ -232,6 +233,13 @@ def fine_label_series_of_some_slices(at: Place) -> Case:
     affine = AFFINE.copy()
     affine[:3, 3] += 2 * AFFINE[:3, 2]
     return with_label_series(at, affine, organ().astype(np.uint16)[2:5])
+
+
+@bad()
+def fine_series_with_a_report_that_bears_its_number(at: Place) -> Case:
+    case = with_series(at)
+    report_beside(a_file(at))
+    return case
 
 
 @bad()

@@ -10,7 +10,7 @@ import gzip
 import os
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def with_label(at: Place, label: Path) -> Case:
     return case_of(at.nifti(at.image("bad.nii.gz"), voxels()), label)
 
 
-def cell_image(at: Place, image: Path) -> Case:
+def cell_image(at: Place, image: Path | Source) -> Case:
     """A 2D case of a bad image and a sound label."""
     return case_of(image, at.tiff(at.label("bad.tif"), cells()))
 
@@ -262,6 +262,20 @@ def tiff_header_of_huge_size(at: Place) -> Case:
     return cell_image(at, path)
 
 
+@bad("E116", requirements=TWO)
+def packed_tiff_of_huge_size(at: Place) -> Case:
+    path = at.tiff(at.image("bad.tif"), plane(), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            file.pages[0].tags[tag].overwrite(60_000)
+    return cell_image(at, path)
+
+
+@bad("E115", requirements=TWO)
+def level_that_the_pyramid_lacks(at: Place) -> Case:
+    return cell_image(at, Source(at.tiff(at.image("bad.tif"), plane()), level=1))
+
+
 @bad("E104", requirements=TWO)
 def tiff_of_no_bytes(at: Place) -> Case:
     at.image("bad.tif").touch()
@@ -347,6 +361,32 @@ def nifti_of_five_dimensions(at: Place) -> Case:
 
 
 @bad("E107")
+def nifti_of_three_points_in_time(at: Place) -> Case:
+    path = at.nifti(at.image("bad.nii.gz"), voxels(0, (*SHAPE, 3)))
+    image = nib.load(path)
+    series = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+    series.header.set_xyzt_units("mm", "sec")
+    nib.save(series, path)
+    return with_image(at, path)
+
+
+@bad("E107")
+def nifti_of_volumes_two_seconds_apart(at: Place) -> Case:
+    path = at.nifti(at.image("bad.nii.gz"), voxels(0, (*SHAPE, 3)))
+    image = nib.load(path)
+    series = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+    series.header.set_zooms((1.0, 1.0, 1.0, 2.0))
+    nib.save(series, path)
+    return with_image(at, path)
+
+
+@bad("E110")
+def three_measurements_in_a_study_of_one_channel(at: Place) -> Case:
+    """Three channels of a type that is no colour's."""
+    return with_image(at, at.nifti(at.image("bad.nii.gz"), voxels(0, (*SHAPE, 3)).astype(np.float32)))
+
+
+@bad("E107")
 def complex_nifti(at: Place) -> Case:
     return with_image(at, at.nifti(at.image("bad.nii.gz"), voxels().astype(np.complex64)))
 
@@ -376,6 +416,13 @@ def repeated_volume(at: Place) -> Case:
 def two_stains_in_a_study_of_grey(at: Place) -> Case:
     stains = np.stack([plane(1), plane(2)])
     return cell_image(at, at.tiff(at.image("bad.tif"), stains, imagej=True, metadata={"axes": "CYX"}))
+
+
+@bad("E117", requirements=replace(THREE, spacing=(3.0, 1.25, 1.5)))
+def micrometres_where_the_study_has_millimetres(at: Place) -> Case:
+    affine = np.diag([1000, 1000, 1000, 1.0]) @ AFFINE
+    label = at.nifti(at.label("bad.nii.gz"), organ(), affine)
+    return case_of(at.nifti(at.image("bad.nii.gz"), voxels(), affine), label)
 
 
 @bad("E114")

@@ -58,7 +58,7 @@ def test_voxels_move_smoothly_each_way_and_never_beyond_the_bound(shape: tuple[i
             assert step < 2 * bound / (shape[other] / 4) + 1e-4
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(shape=st.lists(st.integers(12, 40), min_size=2, max_size=3).map(tuple), seed=st.integers(0, 1000))
 def test_the_field_never_folds(shape: tuple[int, ...], seed: int) -> None:
     images, _ = deformed(places(shape), np.zeros(shape, np.uint8), count=4, seed=seed)

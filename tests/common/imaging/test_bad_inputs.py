@@ -17,7 +17,7 @@ from common.imaging.discovery import discover
 from tests.common.imaging import bad_dicom  # noqa: F401  (adds to the corpus)
 from tests.common.imaging.bad_inputs import AFFINE, CORPUS, THREE, BadInput, Place, case_of, neighbours, organ, voxels
 
-WHATEVER_THE_STUDY = {"E101", "E103", "E104", "E106", "E107", "E108", "E111", "E112", "E113", "E114", "E202"}
+WHATEVER_THE_STUDY = {"E101", "E103", "E104", "E106", "E107", "E108", "E111", "E112", "E113", "E114", "E116", "E202"}
 Series = Callable[..., list[Path]]
 
 

@@ -14,6 +14,7 @@ from pydicom.uid import generate_uid
 from common.errors import DataError, UsageError
 from common.imaging.discovery import Discovery, discover
 from common.imaging.layouts.options import Layout
+from tests.common.imaging.test_readers_dicom_labels import write_segmentation
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -59,6 +60,20 @@ def test_what_has_no_partner_or_two_is_found_and_costs_only_itself(tmp_path: Pat
     assert told(found)["a"] == ({"": "a.tif"}, None)  # examined later, as a case without a label
     assert sorted(codes(found)) == [("E503", "b"), ("W520", "c"), ("W521", "")]
     assert told(found)["d"] == ({"": "d.tif"}, "d.tif")
+
+
+def test_folders_of_images_that_the_arrangement_has_no_place_for_are_told(tmp_path: Path) -> None:
+    make(tmp_path / "pairs", "images/a.tif", "labels/a.tif", "second/deep/b.tif", "second/deep/c.tif", "notes/read.txt")
+    make(tmp_path / "beside", "one/a.tif", "one/a_label.tif", "two/README")
+    (tmp_path / "beside" / "three").mkdir()
+    (tmp_path / "beside" / "three" / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    for name, message in (
+        ("pairs", "folder second/deep: 2 images left out"),
+        ("beside", "folder three: 1 image left out"),
+    ):
+        found = discover(tmp_path / name)
+        assert list(told(found)) == ["a"]
+        assert [(finding.code, finding.message) for finding in found.findings] == [("W523", message)]
 
 
 def test_a_name_composed_in_another_way_is_the_same_name(tmp_path: Path) -> None:
@@ -176,10 +191,10 @@ def test_a_table_says_everything(tmp_path: Path) -> None:
     ]
     assert found.cases[1].images["T1post"].path == tmp_path / "b" / "series"
     assert codes(found) == [
-        ("E101", "cases.csv row 5"),
+        ("E504", "cases.csv row 5"),
         ("E503", "one"),
-        ("E101", "four"),
-        ("E101", "cases.csv row 8"),
+        ("E504", "four"),
+        ("E504", "cases.csv row 8"),
     ]
 
 
@@ -188,7 +203,7 @@ def test_a_table_says_everything(tmp_path: Path) -> None:
 )
 def test_a_table_that_cannot_be_understood_is_one_finding(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cases.csv").write_bytes(content)
-    assert codes(discover(tmp_path)) == [("E101", ""), ("E502", "")]
+    assert codes(discover(tmp_path)) == [("E504", ""), ("E502", "")]
 
 
 @pytest.mark.parametrize(
@@ -248,6 +263,7 @@ def test_the_sites_own_rules_go_before_the_built_in_ones() -> None:
         {"channel_map": {"a b": "x"}},
         {"label": "["},
         {"patient_pattern": "P[0-9]+"},
+        {"level": -1},
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict) -> None:
@@ -297,7 +313,7 @@ def test_rows_of_patients_and_cases_must_match(tmp_path: Path) -> None:
 
 def test_columns_that_differ_in_capitals_alone_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("case,T1,t1\nx,a.tif,b.tif\n")
-    assert codes(discover(tmp_path)) == [("E101", ""), ("E502", "")]
+    assert codes(discover(tmp_path)) == [("E504", ""), ("E502", "")]
 
 
 AFFINE = np.diag([0.8, 0.8, 2.5, 1.0])
@@ -376,7 +392,11 @@ def test_what_descriptions_were_taken_for_is_kept(tmp_path: Path, write: Callabl
 
 def test_what_names_of_files_were_taken_for_is_kept(tmp_path: Path) -> None:
     make(tmp_path, "a_t1ce.nii", "a_flair.nii", "a_seg.nii", "b_t1ce.nii", "b_seg.nii")
-    assert discover(tmp_path).taken_for == {("flair", "FLAIR"): 1, ("t1ce", "T1post"): 2}
+    assert discover(tmp_path).taken_for == {
+        ("flair", "FLAIR"): 1,
+        ("seg", "label"): 2,
+        ("t1ce", "T1post"): 2,
+    }
 
 
 def test_a_label_pattern_chooses_between_labels(tmp_path: Path, write: Callable[..., None]) -> None:
@@ -385,6 +405,72 @@ def test_a_label_pattern_chooses_between_labels(tmp_path: Path, write: Callable[
     assert ("E503", "ann_20010203") in codes(discover(tmp_path))
     found = discover(tmp_path, Layout(label="mask second"))
     assert told(found)["ann_20010203"][1] == "mask-second-reader"
+
+
+def test_series_that_the_label_was_not_drawn_on_is_told_as_left_out(tmp_path: Path, write: Callable[..., None]) -> None:
+    for description in ("T2 axial", "T2 coronal"):
+        write(tmp_path / description.replace(" ", "-"), description)
+    masks = (VOXELS % 2).astype(np.uint8)[..., np.newaxis]
+    write_segmentation(tmp_path / "seg.dcm", sorted((tmp_path / "T2-coronal").iterdir()), masks, "BINARY")
+    found = discover(tmp_path)
+    assert told(found) == {"ann_20010203": ({"T2": "T2-coronal"}, "seg.dcm")}
+    (finding,) = found.findings
+    assert (finding.code, finding.case) == ("W522", "ann_20010203")
+    assert finding.message == "the label was drawn on T2 coronal; left out: T2 axial"
+
+
+def test_series_that_are_described_alike_are_told_by_their_files(tmp_path: Path, write: Callable[..., None]) -> None:
+    for folder in ("one", "two"):
+        write(tmp_path / folder, "T2")
+    masks = (VOXELS % 2).astype(np.uint8)[..., np.newaxis]
+    files = sorted((tmp_path / "two").iterdir())
+    write_segmentation(tmp_path / "seg.dcm", files, masks, "BINARY")
+    (finding,) = discover(tmp_path).findings
+    assert finding.code == "W522"
+    first = sorted((tmp_path / "one").iterdir())[0].name
+    assert finding.message == f"the label was drawn on T2 (two/{files[0].name}); left out: T2 (one/{first})"
+
+
+def test_a_name_of_the_users_replaces_the_built_in_one_whatever_its_capitals() -> None:
+    layout = Layout({"flair": "dark", "ct": "abdomen"})
+    assert layout.modality_of("T2 dark fluid") == "flair"
+    assert layout.modality_of("FLAIR") is None, "the built-in rule has gone with the name"
+    assert layout.names("FLAIR") and layout.names("CT") and not layout.names("T2")
+
+
+def test_modalities_that_differ_in_capitals_alone_keep_the_case_out(tmp_path: Path) -> None:
+    make(tmp_path, "a_t2.nii", "a_flair.nii", "a_seg.nii", "b_flair.nii", "b_seg.nii")
+    found = discover(tmp_path, Layout({"flair": "^t2", "FLAIR": "flair"}))
+    assert codes(found) == [("E503", "a")]
+    assert found.findings[0].message == "case a: FLAIR, flair are one modality, as capitals do not count"
+
+
+def test_which_series_are_labels_is_kept_and_which_pattern_finds_none(
+    tmp_path: Path, write: Callable[..., None]
+) -> None:
+    for description in ("T2", "Mask_Tumor"):
+        write(tmp_path / "P1" / description, description)
+    assert discover(tmp_path).taken_for == {("Mask_Tumor", "label"): 1, ("T2", "T2"): 1}
+    found = discover(tmp_path, Layout(label="nothere", patient_pattern="^X([0-9])"))
+    assert found.taken_for == {("Mask_Tumor", ""): 1, ("T2", "T2"): 1}
+    (told,) = [finding for finding in found.findings if finding.code == "W524"]
+    assert told.message == "--label 'nothere' matches none of the names: Mask_Tumor, T2"
+    assert [case.patient for case in found.cases] == ["ann"] and len(found.without_patient) == 1
+    assert found.without_patient[0].startswith("P1/"), "the folder in which it was looked for"
+    assert discover(tmp_path, Layout(patient_pattern="^P([0-9])")).without_patient == []
+
+
+def test_sources_are_read_at_the_level_that_is_wanted(tmp_path: Path, write: Callable[..., None]) -> None:
+    make(tmp_path / "pairs", "images/a.tif", "labels/a.tif")
+    make(tmp_path / "beside", "a.tif", "a_seg.tif")
+    make(tmp_path / "table", "a.tif", "b.tif")
+    (tmp_path / "table" / "cases.csv").write_text("case,image,label\na,a.tif,b.tif\n")
+    for description in ("T2", "mask"):
+        write(tmp_path / "dicom" / description, description)
+    for folder in ("pairs", "beside", "table", "dicom"):
+        sources = [source for case in discover(tmp_path / folder, Layout(level=2)).cases for source in case.sources]
+        assert [source.level for source in sources] == [2, 2], folder
+        assert {source.level for case in discover(tmp_path / folder).cases for source in case.sources} == {0}
 
 
 def test_damaged_dicom_alone_in_its_folder_is_a_case_kept_out(tmp_path: Path, write: Callable[..., None]) -> None:

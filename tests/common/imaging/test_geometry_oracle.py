@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from common.errors import DataError
 from common.imaging.case import Source
-from common.imaging.readers import dicom_seg, read_image, read_label
-from common.imaging.readers.dicom import Series, find_series
+from common.imaging.readers import read_image, read_label
+from common.imaging.readers.dicom_folder import Series, find_series
 from common.imaging.volume import Volume
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -149,11 +151,12 @@ def test_segmentations_agree_with_the_masks_they_were_made_of(segmentation: str,
 
 
 @needs("dicom_seg")
-def test_overlapping_segments_agree_with_their_masks_one_by_one() -> None:
+def test_overlapping_segments_are_refused_by_the_voxels_that_their_masks_share() -> None:
     grid = read_image(SEGMENTATIONS / "ct-3slice", 3)
     masks = [sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in SEGMENTATIONS.glob("partial_overlaps-*.nrrd")]
-    path = SEGMENTATIONS / "partial_overlaps.dcm"
-    for number in dicom_seg.segments(path):
-        (expected,) = [mask == number for mask in masks if (mask == number).any()]
-        label = dicom_seg.read(path, grid, wanted=[number])
-        assert np.array_equal(label.array[..., 0] == number, expected)
+    parts = {int(number): mask == number for mask in masks for number in np.unique(mask) if number}
+    shared = {(a, b): int((parts[a] & parts[b]).sum()) for a, b in itertools.combinations(sorted(parts), 2)}
+    first, second = min(pair for pair, count in shared.items() if count)
+    message = rf"{first} \(.*\), {second} \(.*\) share {shared[first, second]} voxels"
+    with pytest.raises(DataError, match=message):
+        read_label(SEGMENTATIONS / "partial_overlaps.dcm", 3, grid=grid)

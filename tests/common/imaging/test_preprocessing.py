@@ -12,7 +12,7 @@ import pytest
 from common.errors import DataError
 from common.imaging.geometry import Orientation, spacing_of
 from common.imaging.intensity import box_of, foreground_of
-from common.imaging.preprocessing import Prepared, map_label, prepare_case, prepare_image, prepare_label
+from common.imaging.preprocessing import Prepared, channels_fit, map_label, prepare_case, prepare_image, prepare_label
 from common.imaging.readers import read_image, read_label
 from common.imaging.volume import Volume, scaling_affine
 from common.study import Study, parse_study
@@ -78,7 +78,8 @@ def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius
 
 
 def volume(array: np.ndarray) -> Volume:
-    return Volume(array, (1.0, 1.0, 1.0), np.eye(4))
+    """Of a file that says nothing of its grid."""
+    return Volume(array, (1.0, 1.0, 1.0), np.eye(4), "nothing")
 
 
 def plane(values: list[list[float]], dtype: type) -> Volume:
@@ -129,8 +130,25 @@ def test_no_normalisation_scales_by_the_type_alone() -> None:
 
 def test_grey_is_repeated_and_rgb_becomes_luminance() -> None:
     assert prepared(plane([[10, 20]], np.float32), "none", 3).tolist() == [[[10, 10, 10], [20, 20, 20]]]
-    rgb = volume(np.array([1, 0, 0, 0, 1, 0, 0, 0, 1], np.float32).reshape(1, 1, 3, 3))
-    assert prepared(rgb, "none", 1)[0, :, 0].tolist() == pytest.approx([0.299, 0.587, 0.114])
+    for dtype in (np.uint8, np.uint16):
+        most = np.iinfo(dtype).max
+        rgb = volume(np.array([most, 0, 0, 0, most, 0, 0, 0, most], dtype).reshape(1, 1, 3, 3))
+        assert prepared(rgb, "none", 1)[0, :, 0].tolist() == pytest.approx([0.299, 0.587, 0.114])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.int32])
+def test_three_channels_that_are_no_colours_never_become_luminance(dtype: type) -> None:
+    measured = np.arange(12, dtype=dtype).reshape(1, 2, 2, 3)
+    assert not channels_fit(3, 1, dtype) and channels_fit(3, 3, dtype)
+    with pytest.raises(DataError, match="expected 1 channel, found 3"):
+        prepared(volume(measured), "none", 1)
+    with pytest.raises(DataError, match="T2: image: expected 1 channel, found 3"):
+        # Laid onto another grid it is float32 whatever it was before.
+        prepare_case(
+            [placed(np.zeros((1, 2, 3), np.uint8)), Volume(measured, (1.0, 1.0, 1.0), placed(measured[..., 0]).affine)],
+            None,
+            study(channels=2, task="modalities: [T1, T2]"),
+        )
 
 
 def test_other_channels_are_refused() -> None:
@@ -212,7 +230,7 @@ def test_labels_beside_the_image_are_refused_with_the_distance() -> None:
 
 
 def test_a_tiff_label_without_pixel_size_belongs_to_its_image() -> None:
-    image = Volume(np.zeros((1, 8, 8, 1), np.uint8), (1.0, 0.25, 0.25), scaling_affine((1.0, 0.25, 0.25)))
+    image = Volume(np.zeros((1, 8, 8, 1), np.uint8), (1.0, 0.25, 0.25), scaling_affine((1.0, 0.25, 0.25)), "spacing")
     label = plane([[0, 1] * 4] * 8, np.int32)
     prepared = prepare_case([image], label, study("spacing: [0.5, 0.5]", dimensions=2))
     assert prepared.image.shape == (4, 4, 1)
@@ -325,7 +343,7 @@ def test_each_modality_is_a_channel_normalized_by_itself() -> None:
     with pytest.raises(ValueError, match="expected an image for each"):
         prepare_case([placed(t1)], None, settings)
     rgba = Volume(np.zeros((1, 1, 2, 4)), (1.0, 1.0, 1.0), placed(t1).affine)
-    with pytest.raises(DataError, match="FLAIR: image: expected 1 channels, found 4"):
+    with pytest.raises(DataError, match="FLAIR: image: expected 1 channel, found 4"):
         prepare_case([placed(t1), None, rgba], None, settings)
 
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
+from common.imaging.case import Source
 from common.imaging.readers import read_image, read_label
 from common.imaging.volume import scaling_affine
 
@@ -121,7 +122,7 @@ def test_labels_are_int32_with_the_stored_numbers(file_format: Format, tmp_path:
     assert np.array_equal(label.array[..., 0], stored)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     spacing=st.tuples(*[st.floats(0.2, 8.0)] * 3),
     angles=st.tuples(*[st.floats(-3.1, 3.1)] * 3),
@@ -185,4 +186,4 @@ def test_damaged_bytes_raise_a_data_error_at_most(
 def test_a_level_that_does_not_exist_is_refused(file_format: Format, tmp_path: Path) -> None:
     path = file_format.write(tmp_path, voxels_of(file_format, np.uint8), np.eye(4))
     with pytest.raises(DataError, match=r"level"):
-        read_image(path, file_format.dimensions, level=3)
+        read_image(Source(path, level=3), file_format.dimensions)

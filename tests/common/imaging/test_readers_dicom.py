@@ -29,7 +29,8 @@ from pydicom.uid import (
 from common.errors import DataError
 from common.imaging.case import Source
 from common.imaging.readers import read_image, read_label
-from common.imaging.readers.dicom import find_series, read_series, scan_folder
+from common.imaging.readers.dicom import read_series
+from common.imaging.readers.dicom_folder import find_series, scan_folder
 from common.imaging.volume import scaling_affine
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -75,7 +76,7 @@ def test_series_are_told_apart_by_their_headers(tmp_path: Path, write_series: Wr
     assert not flair.burned_in_annotation
     assert not t2.is_segmentation
     assert t2.study != flair.study
-    assert scan_folder(tmp_path).ignored == [tmp_path / "notes.txt"]
+    assert scan_folder(tmp_path).ignored == (tmp_path / "notes.txt",)
 
 
 def test_the_series_must_be_named_where_a_folder_holds_several(tmp_path: Path, write_series: WriteSeries) -> None:

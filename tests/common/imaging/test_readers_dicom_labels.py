@@ -16,7 +16,7 @@ from pydicom.sr.codedict import codes
 from common.errors import DataError
 from common.imaging.case import Source
 from common.imaging.readers import dicom_seg, read_image, read_label
-from common.imaging.readers.dicom import find_series
+from common.imaging.readers.dicom_folder import find_series
 from common.imaging.volume import Volume, scaling_affine
 
 FIXTURES = Path(__file__).resolve().parents[4] / "shared" / "data" / "dicom_fixtures"
@@ -137,7 +137,6 @@ def test_segments_become_label_values_where_their_frames_lie(study: tuple[Path, 
     assert np.array_equal(alone.array[..., 0], expected[1:5])
     assert np.allclose(alone.affine @ (3, 2, 0, 1), grid.affine @ (3, 2, 1, 1), atol=1e-4)
     assert alone.spacing == pytest.approx(grid.spacing, abs=1e-4)
-    assert dicom_seg.segments(path) == {1: "part 1", 2: "part 2"}
 
 
 def test_a_label_map_with_values_that_are_no_segment_is_refused(study: tuple[Path, list[Path], Volume]) -> None:
@@ -158,7 +157,7 @@ def test_fractions_count_from_one_half(study: tuple[Path, list[Path], Volume]) -
     assert read_label(path, 3, grid=grid).array[2, 3, :5, 0].tolist() == [0, 0, 1, 1, 0]
 
 
-def test_overlapping_segments_are_refused_unless_one_is_wanted(study: tuple[Path, list[Path], Volume]) -> None:
+def test_overlapping_segments_are_refused(study: tuple[Path, list[Path], Volume]) -> None:
     folder, sources, grid = study
     masks = np.zeros((6, 9, 11, 3), np.uint8)
     masks[1, 2:5, 2:5, 0] = 1
@@ -167,11 +166,6 @@ def test_overlapping_segments_are_refused_unless_one_is_wanted(study: tuple[Path
     path = write_segmentation(folder / "label", sources, masks, "BINARY")
     with pytest.raises(DataError, match=r"segments overlap: 1 \(part 1\), 3 \(part 3\) share 1 voxels"):
         read_label(path, 3, grid=grid)
-    for number in (1, 2, 3):
-        kept = dicom_seg.read(path, grid, wanted=[number]).array[..., 0]
-        assert np.array_equal(kept, masks[..., number - 1] * number)
-    with pytest.raises(DataError, match=r"no segment 4\. It has 1 \(part 1\), 2"):
-        dicom_seg.read(path, grid, wanted=[4])
 
 
 def test_a_segmentation_of_another_image_is_refused(
@@ -218,7 +212,7 @@ def test_a_damaged_segmentation_is_refused(study: tuple[Path, list[Path], Volume
             read_label(path, 3, grid=grid)
     shutil.copy(sources[0], path)
     with pytest.raises(DataError, match=r"cannot be read as DICOM"):
-        dicom_seg.segments(path)
+        dicom_seg.read(path)
 
 
 @needs_fixtures

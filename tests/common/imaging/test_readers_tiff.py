@@ -126,7 +126,7 @@ LOSSLESS = [None, "packbits", "lzw", "zlib", "zstd", "lzma"]
 DTYPES = ["uint8", "uint16", "uint32", "int16", "int32", "float32", "float64"]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_volume_survives_the_round_trip(tmp_path: Path, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["ome", "imagej", "shaped"]), label="kind")

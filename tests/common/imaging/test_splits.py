@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import DataError
 from common.imaging.case import Case, Source
-from common.imaging.splits import k_folds, split_by_patient
+from common.imaging.splits import k_folds, split_by_patient, split_cases
+from common.study import Evaluation
 
 
 def case(name: str, patient: str = "") -> Case:
@@ -100,8 +100,25 @@ def test_every_patient_validates_in_exactly_one_fold_of_nearly_equal_size(sizes,
     assert k_folds(everything[::-1], k, seed) == folds
 
 
-def test_more_folds_than_patients_is_an_error_that_counts_them() -> None:
-    with pytest.raises(DataError, match="only 2 patients"):
-        k_folds(cases([5, 5]), 3, 0)
+@given(st.lists(st.integers(1, 9), max_size=9), st.integers(2, 20), st.integers(0, 1000))
+def test_with_more_folds_than_patients_each_validates_in_one_and_none_is_left_without_training(sizes, k, seed) -> None:
+    everything = cases(sizes)
+    folds = k_folds(everything, k, seed)
+    validating = sorted(name for _, validation in folds for name in names(validation))
+    assert validating == (sorted(names(everything)) if len(sizes) > 1 else [])
+    assert all(bool(training) == bool(sizes) for training, _ in folds)
+    assert [bool(validation) for _, validation in folds][: len(sizes)] == [len(sizes) > 1] * min(len(sizes), k)
+
+
+def test_the_study_divides_by_its_folds_where_it_has_some_and_else_by_its_fraction() -> None:
+    everything = cases([1] * 12)
+    fraction = Evaluation(validation_fraction=0.25)
+    assert split_cases(everything, fraction, 7) == split_by_patient(everything, 0.25, 7)
+    folds = [Evaluation(validation_fraction=0.25, folds=3, fold=fold) for fold in range(3)]
+    assert [split_cases(everything, one, 7) for one in folds] == k_folds(everything, 3, 7)
+    assert split_cases(everything, folds[0], 8) != split_cases(everything, folds[0], 7)
+
+
+def test_a_single_fold_is_a_mistake_of_the_program() -> None:
     with pytest.raises(ValueError, match="2 folds or more"):
         k_folds(cases([5, 5]), 1, 0)
