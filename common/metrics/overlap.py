@@ -1,4 +1,4 @@
-"""Dice and IoU from counts of voxels, so that counts of several images or sites can be added first.
+"""Dice, IoU, precision and recall from counts of voxels; counts of several images or sites can be added first.
 
 Sources: Dice 1945, doi:10.2307/1932409; Jaccard 1912, doi:10.1111/j.1469-8137.1912.tb05611.x; both as reviewed by
 Taha and Hanbury 2015, doi:10.1186/s12880-015-0068-x.
@@ -48,6 +48,17 @@ class OverlapCounts:
     def iou(self) -> npt.NDArray[np.float64]:
         """tp / (tp + fp + fn) of every foreground class; shape and empty classes as for `dice`."""
         return _ratio(self.tp, self.tp + self.fp + self.fn)
+
+    def precision(self) -> npt.NDArray[np.float64]:
+        """tp / (tp + fp): how much of what was found is there, float64 of shape (classes - 1,).
+
+        NaN where nothing was found, whether or not something is there: what was missed lowers recall, Dice and IoU.
+        """
+        return _ratio(self.tp, self.tp + self.fp)
+
+    def recall(self) -> npt.NDArray[np.float64]:
+        """tp / (tp + fn): how much of what is there was found, as for `precision`; NaN where nothing is there."""
+        return _ratio(self.tp, self.tp + self.fn)
 
 
 def count_overlap(prediction: npt.NDArray[Any], truth: npt.NDArray[Any], classes: int) -> OverlapCounts:

@@ -15,11 +15,11 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tifffile
 
-import server.evaluation
+import server.evaluation.holdout
 from common.errors import DataError
 from common.models import build_network, probabilities
 from common.study import Study, parse_study
-from server.evaluation import Holdout, HoldoutResult, predictor, site_of_origin
+from server.evaluation import Holdout, HoldoutResult, Predict, predictor, site_of_origin
 
 STUDY = """
 study: cells
@@ -66,7 +66,7 @@ def perfect(tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.eye(3, dtype=np.float32)[np.rint(tiles[..., 0] * 2.55).astype(int)]
 
 
-def evaluate(holdout: Holdout, predict: server.evaluation.Predict = perfect, threads: int = 1) -> HoldoutResult:
+def evaluate(holdout: Holdout, predict: Predict = perfect, threads: int = 1) -> HoldoutResult:
     return holdout.evaluate(predict, tile=(16, 16), threads=threads)
 
 
@@ -162,15 +162,24 @@ def test_failure_in_a_case_is_raised(folder: Path) -> None:
         evaluate(holdout, threads=2)
 
 
+def test_files_that_changed_since_the_start_are_named(folder: Path) -> None:
+    holdout = Holdout(study(), folder)
+    tifffile.imwrite(folder / "labels" / "0001-far-north.tif", np.zeros((9, 41), np.uint8))
+    tifffile.imwrite(folder / "labels" / "0003.tif", np.full((12, 12), 7, np.uint8))
+    for case in ("0001-far-north", "0003"):
+        with pytest.raises(DataError, match=f"holdout case {case}: "):
+            holdout.load(holdout.cases.index(case))
+
+
 def test_cases_are_kept_in_memory_up_to_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image, label, _ = Holdout(study(), folder).load(3)
-    monkeypatch.setattr(server.evaluation, "_CACHE_BYTES", image.nbytes + label.nbytes)
+    case = Holdout(study(), folder).load(3)
+    monkeypatch.setattr(server.evaluation.holdout, "_CACHE_BYTES", case.nbytes)
     holdout = Holdout(study(), folder)
     for index in (3, 2):
         holdout.load(index)
     for path in folder.glob("*/000[23]*"):
         path.unlink()
-    np.testing.assert_array_equal(holdout.load(3)[0], image)
+    np.testing.assert_array_equal(holdout.load(3).image, case.image)
     with pytest.raises(DataError, match="0002-south"):
         holdout.load(2)
 

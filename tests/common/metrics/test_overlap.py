@@ -1,9 +1,10 @@
-"""Dice and IoU; expected values by hand."""
+"""Dice, IoU, precision and recall; expected values by hand, and SimpleITK's."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from common.metrics.overlap import OverlapCounts, count_overlap
 
@@ -52,3 +53,31 @@ def test_what_cannot_be_compared_is_refused() -> None:
         count_overlap(np.zeros_like(TRUTH), TRUTH, 2)
     with pytest.raises(ValueError, match="prediction: expected integers"):
         count_overlap(PREDICTION.astype(np.float32), TRUTH, 3)
+
+
+def test_precision_and_recall_of_a_known_pair() -> None:
+    counts = count_overlap(PREDICTION, TRUTH, 3)
+    assert counts.precision().tolist() == pytest.approx([2 / 4, 1 / 1])
+    assert counts.recall().tolist() == pytest.approx([2 / 3, 1 / 2])
+
+
+def test_precision_needs_something_found_and_recall_something_there() -> None:
+    prediction, truth = np.array([0, 1, 2]), np.array([0, 1, 0])
+    # class 2 is predicted only, class 3 is nowhere; then class 2 is true only.
+    assert count_overlap(prediction, truth, 4).precision().tolist() == pytest.approx([1, 0, np.nan], nan_ok=True)
+    assert count_overlap(prediction, truth, 4).recall().tolist() == pytest.approx([1, np.nan, np.nan], nan_ok=True)
+    assert count_overlap(truth, prediction, 4).precision().tolist() == pytest.approx([1, np.nan, np.nan], nan_ok=True)
+    assert count_overlap(truth, prediction, 4).recall().tolist() == pytest.approx([1, 0, np.nan], nan_ok=True)
+
+
+def test_overlap_against_simpleitk() -> None:
+    rng = np.random.default_rng(2)
+    prediction, truth = (rng.integers(0, 3, (5, 12, 9)).astype(np.uint8) for _ in range(2))
+    counts = count_overlap(prediction, truth, 3)
+    measures = sitk.LabelOverlapMeasuresImageFilter()
+    measures.Execute(sitk.GetImageFromArray(prediction), sitk.GetImageFromArray(truth))  # (source, target)
+    for index in (0, 1):
+        assert counts.dice()[index] == pytest.approx(measures.GetDiceCoefficient(index + 1))
+        assert counts.iou()[index] == pytest.approx(measures.GetJaccardCoefficient(index + 1))
+        assert 1 - counts.recall()[index] == pytest.approx(measures.GetFalseNegativeError(index + 1))
+        assert 1 - counts.precision()[index] == pytest.approx(measures.GetFalseDiscoveryRate(index + 1))
