@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 from common.wire.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.datasets import SiteDataset
     from common.learning.plan import RoundPlan, StudyPlan
+    from common.study import Study
 
 OnBatch = Callable[[int, int], None]
 
@@ -72,3 +75,25 @@ class PlanWorker:
         plan = self._plan.train if kind == "train" else self._plan.evaluate
         assert plan is not None, "a study without validation has no evaluate tasks"
         return plan
+
+
+def site_plan(study: Study) -> StudyPlan:
+    """The study's plan as this machine computes it fastest, where the study lets it choose."""
+    from common.learning.plan import build_plan
+    from common.models import operations_for
+
+    return build_plan(study, operations_for(study))
+
+
+def site_worker(plan: StudyPlan, dataset: SiteDataset, folder: Path) -> Worker:
+    """Who does a site's work; `folder` is the site's own, where personal layers are kept."""
+    worker = PlanWorker(plan, dataset)
+    if plan.study.training.personal == "none":
+        return worker
+    from client.personal import PersonalStore, PersonalWorker
+    from common.learning.personal import PersonalLayers
+    from common.models import build_network
+
+    layers = PersonalLayers.of(build_network(plan.study), plan.train)
+    own = folder / "personal" / f"{plan.study.name}-{plan.digest.hex()[:16]}"
+    return PersonalWorker(worker, layers, PersonalStore(own, layers.specs))

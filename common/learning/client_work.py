@@ -10,13 +10,29 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-OptimizerFactory = Callable[[float], tff.learning.optimizers.Optimizer]
+Tensors = tuple[tf.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a model with batch statistics trains, its non-trainable weights being pairs of mean and variance.
+
+    Attributes
+    ----------
+    train : maps trainable weights, statistics, images and whether statistics are frozen (bool scalar) to logits and the
+        batch's moments, a pair E[x], E[x^2] for each pair of statistics.
+    adapting_rounds : how many rounds, from the first, normalize by batches; in later ones statistics are frozen.
+    """
+
+    train: Callable[[Tensors, Tensors, tf.Tensor, tf.Tensor], tuple[tf.Tensor, Tensors]]
+    adapting_rounds: int
 
 
 def build_client_work(
@@ -27,6 +43,7 @@ def build_client_work(
     proximal_mu: float = 0.0,
     clip_norm: float | None = None,
     weighting: str = "examples",
+    normalization: Normalization | None = None,
 ) -> tff.learning.templates.ClientWorkProcess:
     """A client work whose update is `w0 - w` after local training, as TFF's finalizers expect.
 
@@ -38,26 +55,37 @@ def build_client_work(
     proximal_mu : mu of FedProx: each step's gradient is g + mu * (w - w0). 0 is FedAvg.
     clip_norm : the largest global norm of a step's gradient; None does not clip.
     weighting : "examples" weights an update by its patches, "equal" counts every site the same.
+    normalization : of models with batch statistics. Their update is a pair: `w0 - w`, and the moments averaged over the
+        patches trained on, zeros once statistics are frozen.
 
     The state is the number of rounds done. An update with a value that is not finite is sent as zeros with weight 0.
     """
     data_type = tff.SequenceType(tff.types.tensorflow_to_type(model.input_spec))
-    specs = tuple(tf.TensorSpec(weight.shape, weight.dtype) for weight in model.initial_weights[0])
-    weights_type = tff.types.tensorflow_to_type(tff.learning.models.ModelWeights(specs, ()))
+    specs, measured_specs = (
+        tuple(tf.TensorSpec(weight.shape, weight.dtype) for weight in part) for part in model.initial_weights
+    )
+    weights_type = tff.types.tensorflow_to_type(tff.learning.models.ModelWeights(specs, measured_specs))
 
     # Autograph turns the loop over batches into a graph's loop; it need not read the rest, which takes it seconds.
     @tf.autograph.experimental.do_not_convert
     def begin(start: Any, rate: tf.Tensor) -> Any:
         state = optimizer.set_hparams(optimizer.initialize(specs), collections.OrderedDict(learning_rate=rate))
-        return start, state, model.initialize_metrics_state(), tf.constant(0, tf.int64)
+        moments = tuple(tf.zeros(spec.shape) for spec in measured_specs)
+        return start, state, model.initialize_metrics_state(), moments, tf.constant(0, tf.int64)
 
     @tf.autograph.experimental.do_not_convert
-    def step(
-        start: Any, images: tf.Tensor, labels: tf.Tensor, weights: Any, state: Any, metrics: Any, examples: Any
-    ) -> Any:
+    def forward(weights: Any, statistics: Any, images: tf.Tensor, conditions: Any) -> tuple[tf.Tensor, Tensors]:
+        if normalization is None:
+            return model.predict_on_batch((weights, statistics), images, training=True), ()
+        return normalization.train(weights, statistics, images, conditions["frozen"])
+
+    @tf.autograph.experimental.do_not_convert
+    def step(broadcast: Any, conditions: Any, images: tf.Tensor, labels: tf.Tensor, progress: Any) -> Any:
+        weights, state, metrics, moments, examples = progress
+        start = tuple(broadcast.trainable)
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            logits = model.predict_on_batch((weights, ()), images, training=True)
+            logits, measured = forward(weights, tuple(broadcast.non_trainable), images, conditions)
             loss = model.loss(logits, labels)
         gradients = tape.gradient(loss, weights)
         if clip_norm is not None:
@@ -68,31 +96,40 @@ def build_client_work(
         batch = tf.shape(images)[0]
         output = tff.learning.models.BatchOutput(loss=loss, predictions=logits, num_examples=batch)
         metrics = model.update_metrics_state(metrics, labels=labels, batch_output=output)
-        return weights, state, metrics, examples + tf.cast(batch, tf.int64)
+        moments = tuple(total + tf.cast(batch, tf.float32) * m for total, m in zip(moments, measured, strict=True))
+        return weights, state, metrics, moments, examples + tf.cast(batch, tf.int64)
 
     @tf.autograph.experimental.do_not_convert
-    def finish(start: Any, weights: Any, metrics: Any, examples: tf.Tensor) -> Any:
-        update = tuple(w0 - w for w0, w in zip(start, weights, strict=True))
-        finite = tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(delta)) for delta in update]))
-        update = tuple(tf.where(finite, delta, tf.zeros_like(delta)) for delta in update)
+    def finish(broadcast: Any, conditions: Any, progress: Any) -> Any:
+        weights, _, metrics, moments, examples = progress
+        update = tuple(w0 - w for w0, w in zip(broadcast.trainable, weights, strict=True))
+        if normalization is not None:
+            moments = tuple(tf.math.divide_no_nan(total, tf.cast(examples, tf.float32)) for total in moments)
+            moments = tuple(tf.where(conditions["frozen"], tf.zeros_like(mean), mean) for mean in moments)
+            update = (update, moments)
+        values = tf.nest.flatten(update)
+        finite = tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(value)) for value in values]))
+        update = tf.nest.map_structure(lambda value: tf.where(finite, value, tf.zeros_like(value)), update)
         weight = tf.cast(examples, tf.float32) if weighting == "examples" else tf.cast(examples > 0, tf.float32)
         return (
             tff.learning.templates.ClientResult(update=update, update_weight=tf.where(finite, weight, 0.0)),
             tf.nest.map_structure(lambda value: tf.where(finite, value, tf.zeros_like(value)), metrics),
         )
 
-    @tff.tensorflow.computation(weights_type, data_type, np.float32)
-    @tf.function
-    def client_update(broadcast: Any, dataset: tf.data.Dataset, rate: tf.Tensor) -> Any:
-        start = tuple(broadcast.trainable)
-        weights, state, metrics, examples = begin(start, rate)
-        for images, labels in iter(dataset):
-            weights, state, metrics, examples = step(start, images, labels, weights, state, metrics, examples)
-        return finish(start, weights, metrics, examples)
-
     @tff.tensorflow.computation(np.int32)
-    def rate_of(round_index: tf.Tensor) -> tf.Tensor:
-        return learning_rate(round_index)
+    def conditions_of(round_index: tf.Tensor) -> Any:
+        conditions = collections.OrderedDict(rate=learning_rate(round_index))
+        if normalization is not None:
+            conditions["frozen"] = round_index >= normalization.adapting_rounds
+        return conditions
+
+    @tff.tensorflow.computation(weights_type, data_type, conditions_of.type_signature.result)
+    @tf.function
+    def client_update(broadcast: Any, dataset: tf.data.Dataset, conditions: Any) -> Any:
+        progress = begin(tuple(broadcast.trainable), conditions["rate"])
+        for images, labels in iter(dataset):
+            progress = step(broadcast, conditions, images, labels, progress)
+        return finish(broadcast, conditions, progress)
 
     @tff.tensorflow.computation(np.int32)
     def following(round_index: tf.Tensor) -> tf.Tensor:
@@ -108,8 +145,8 @@ def build_client_work(
         tff.FederatedType(data_type, tff.CLIENTS),
     )
     def following_round(state: Any, weights: Any, data: Any) -> Any:
-        rate = tff.federated_broadcast(tff.federated_map(rate_of, state))
-        result, metrics = tff.federated_map(client_update, (weights, data, rate))
+        conditions = tff.federated_broadcast(tff.federated_map(conditions_of, state))
+        result, metrics = tff.federated_map(client_update, (weights, data, conditions))
         train = tff.learning.metrics.sum_then_finalize(model.finalize_metrics)(metrics)
         return tff.templates.MeasuredProcessOutput(
             tff.federated_map(following, state),

@@ -1,7 +1,7 @@
 """The study's network as `tff.learning.models.FunctionalModel`s: one that trains on patches, one that is evaluated.
 
 Batches are pairs (images, labels): images float32 (batch, spatial..., channel), labels uint8 (batch, spatial...) of
-class indices, where `IGNORED` marks voxels that are padding.
+class indices (with the head "distance" encoded distances), where `IGNORED` marks voxels that are padding.
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from common.metrics.losses import dice_cross_entropy, predicted_classes
+from common.imaging.patches import IGNORED
+from common.learning.batch_statistics import adapting_rounds
+from common.learning.client_work import Normalization, Tensors
+from common.metrics.losses import dice_cross_entropy, predicted_classes, true_classes
 from common.models.network import Network
+from common.models.operations import NATIVE, Operations
 from common.study import Study
 
-IGNORED = 255
-"""The label of voxels that lie outside the image (padding of validation tiles); they count in no metric."""
 
+def training_model(
+    study: Study, network: Network, operations: Operations = NATIVE
+) -> tff.learning.models.FunctionalModel:
+    """The model on patches of the study's size; its metrics are the mean loss of a batch and the patches seen.
 
-def training_model(study: Study, network: Network) -> tff.learning.models.FunctionalModel:
-    """The model on patches of the study's size; its metrics are the mean loss of a batch and the patches seen."""
+    Its non-trainable weights are the network's statistics. Where it has some, `training_normalization` says how it
+    trains; its own `predict_on_batch` normalizes by them.
+    """
 
     @tf.function(autograph=False)
     def initialize() -> collections.OrderedDict[str, tf.Tensor]:
@@ -45,7 +52,19 @@ def training_model(study: Study, network: Network) -> tff.learning.models.Functi
             loss=tf.math.divide_no_nan(state["loss_sum"], state["batches"]), patches=state["patches"]
         )
 
-    return _functional_model(study, network, study.preprocessing.patch, (initialize, update, finalize))
+    return _functional_model(study, network, operations, study.preprocessing.patch, (initialize, update, finalize))
+
+
+def training_normalization(study: Study, network: Network, operations: Operations = NATIVE) -> Normalization | None:
+    """How the network's batch statistics are measured and frozen in training; None for one without any."""
+    if not network.statistics:
+        return None
+
+    def train(weights: Tensors, statistics: Tensors, images: tf.Tensor, frozen: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
+        logits, moments = network.train([*weights, *statistics], images, frozen, operations)
+        return logits, moments
+
+    return Normalization(train, adapting_rounds(study.training.rounds))
 
 
 def evaluation_model(study: Study, network: Network) -> tff.learning.models.FunctionalModel:
@@ -64,7 +83,7 @@ def evaluation_model(study: Study, network: Network) -> tff.learning.models.Func
         inside = tf.not_equal(labels, IGNORED)
         predicted = predicted_classes(batch_output.predictions, head=study.model.head)
         found = tf.one_hot(predicted - 1, classes, on_value=True, off_value=False) & inside[..., tf.newaxis]
-        truth = tf.one_hot(tf.cast(labels, tf.int32) - 1, classes, on_value=True, off_value=False)
+        truth = tf.one_hot(true_classes(labels, head=study.model.head) - 1, classes, on_value=True, off_value=False)
         axes = list(range(labels.shape.rank))
 
         def count(mask: tf.Tensor) -> tf.Tensor:
@@ -81,7 +100,7 @@ def evaluation_model(study: Study, network: Network) -> tff.learning.models.Func
         return site_dice(state)
 
     spatial = [None] * study.task.dimensions
-    return _functional_model(study, network, spatial, (initialize, update, finalize))
+    return _functional_model(study, network, NATIVE, spatial, (initialize, update, finalize))
 
 
 def site_dice(counts: Any) -> collections.OrderedDict[str, tf.Tensor]:
@@ -94,23 +113,25 @@ def site_dice(counts: Any) -> collections.OrderedDict[str, tf.Tensor]:
 
 
 def _functional_model(
-    study: Study, network: Network, spatial: Any, metrics: tuple[Any, Any, Any]
+    study: Study, network: Network, operations: Operations, spatial: Any, metrics: tuple[Any, Any, Any]
 ) -> tff.learning.models.FunctionalModel:
     @tf.function(autograph=False)
     def predict(weights: Any, images: tf.Tensor, training: bool) -> tf.Tensor:
-        del training  # No layer behaves differently in training.
-        return network(weights[0], images)
+        del training  # What differs in training is in `training_normalization`.
+        return network([*weights[0], *weights[1]], images, operations)
 
     def loss(output: tf.Tensor, label: tf.Tensor, sample_weight: Any = None) -> tf.Tensor:
         del sample_weight
-        inside = tf.where(tf.equal(label, IGNORED), tf.zeros_like(label), label)
-        return dice_cross_entropy(output, inside, head=study.model.head)
+        return dice_cross_entropy(output, label, head=study.model.head)
 
     # TFF reads shapes from these values and nothing else here: zeros without memory, whatever the model's size.
     # Training starts from `Network.initial_weights`, made inside the graph.
-    shapes_only = tuple(np.broadcast_to(np.float32(0), spec.shape) for spec in network.specs)
+    shapes_only = tuple(
+        tuple(np.broadcast_to(np.float32(0), spec.shape) for spec in specs)
+        for specs in (network.trainable, network.statistics)
+    )
     return tff.learning.models.FunctionalModel(
-        initial_weights=(shapes_only, ()),
+        initial_weights=shapes_only,
         predict_on_batch_fn=predict,
         loss_fn=loss,
         metrics_fns=metrics,

@@ -9,27 +9,35 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from common.learning.batch_statistics import SideBySideFactory, adapting_rounds, build_finalizer
 from common.learning.client_work import build_client_work, learning_rate_schedule
-from common.learning.model import evaluation_model, site_dice, training_model
+from common.learning.model import evaluation_model, site_dice, training_model, training_normalization
 from common.models import build_network
+from common.models.operations import NATIVE, Operations
 from common.study import ClientOptimizer, ServerOptimizer, Study
 
 _optimizers = tff.learning.optimizers
 
 
-def build_training_process(study: Study) -> tff.learning.templates.LearningProcess:
-    """Weighted FedAvg or FedProx with the study's optimizers; its initial weights follow from the study's seed."""
+def build_training_process(study: Study, operations: Operations = NATIVE) -> tff.learning.templates.LearningProcess:
+    """Weighted FedAvg or FedProx with the study's optimizers; its initial weights follow from the study's seed.
+
+    Parameters
+    ----------
+    operations : how convolutions are computed in local training. It changes no type: sites may differ in it.
+    """
     network = build_network(study)
-    model = training_model(study, network)
     training = study.training
 
     @tff.tensorflow.computation
     def initial_weights() -> Any:
-        return tff.learning.models.ModelWeights(network.initial_weights(study.seed), ())
+        values = network.initial_weights(study.seed)
+        trained = len(network.trainable)
+        return tff.learning.models.ModelWeights(values[:trained], values[trained:])
 
     weights_type = initial_weights.type_signature.result
     work = build_client_work(
-        model,
+        training_model(study, network, operations),
         build_optimizer(training.client_optimizer),
         learning_rate_schedule(
             training.client_optimizer.learning_rate,
@@ -40,19 +48,33 @@ def build_training_process(study: Study) -> tff.learning.templates.LearningProce
         proximal_mu=training.proximal_mu,
         clip_norm=training.clip_norm,
         weighting=training.weighting,
-    )
-    aggregator = tff.aggregators.MeanFactory(no_nan_division=True).create(
-        weights_type.trainable, tff.TensorType(np.float32)
+        normalization=training_normalization(study, network, operations),
     )
     return tff.learning.templates.compose_learning_process(
         initial_weights,
         tff.learning.templates.build_broadcast_process(weights_type),
         work,
-        aggregator,
-        tff.learning.templates.build_apply_optimizer_finalizer(
-            build_optimizer(training.server_optimizer), weights_type
-        ),
+        _aggregator(weights_type),
+        _finalizer(study, weights_type),
     )
+
+
+def _aggregator(weights_type: tff.Type) -> tff.templates.AggregationProcess:
+    """Weighted means: of the updates and, in models with batch statistics, apart from them of the moments."""
+    mean = tff.aggregators.MeanFactory(no_nan_division=True)
+    if not weights_type.non_trainable:
+        return mean.create(weights_type.trainable, tff.TensorType(np.float32))
+    pair = tff.to_type((weights_type.trainable, weights_type.non_trainable))
+    return SideBySideFactory(update=mean, moments=mean).create(pair, tff.TensorType(np.float32))
+
+
+def _finalizer(study: Study, weights_type: tff.Type) -> tff.learning.templates.FinalizerProcess:
+    optimizer = build_optimizer(study.training.server_optimizer)
+    if not weights_type.non_trainable:
+        return tff.learning.templates.build_apply_optimizer_finalizer(optimizer, weights_type)
+    # Personal statistics stay at the sites; the global model's stay as they began.
+    adapting = 0 if study.training.personal == "normalization" else adapting_rounds(study.training.rounds)
+    return build_finalizer(optimizer, weights_type, adapting=adapting)
 
 
 def build_evaluation_process(study: Study) -> tff.learning.templates.LearningProcess:

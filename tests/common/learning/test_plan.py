@@ -12,6 +12,7 @@ import tensorflow as tf
 from common.learning.graph import to_numpy
 from common.learning.plan import StudyPlan, build_plan
 from common.models import build_network
+from common.models.bfloat16 import BFLOAT16
 from common.study import Study, parse_study
 
 
@@ -116,3 +117,21 @@ def test_training_does_not_let_tf_data_choose_its_threads(plan: StudyPlan, monke
     monkeypatch.setattr(plan.train, "_work", lambda dataset, *broadcast: given.append(dataset) or [])
     plan.train.work(tf.data.Dataset.range(3), [])
     assert given[0].options().autotune.enabled is False
+
+
+def test_a_site_may_train_in_bfloat16_by_the_same_plan(plan: StudyPlan) -> None:
+    fast = build_plan(plan.study, BFLOAT16)
+    assert fast.digest == plan.digest
+    rng = np.random.default_rng(2)
+    labels = rng.integers(2, size=(2, 16, 16)).astype(np.uint8)
+    data = tf.data.Dataset.from_tensors((labels[..., np.newaxis] + rng.normal(size=(2, 16, 16, 1)), labels))
+    data = data.map(lambda images, labels: (tf.cast(images, tf.float32), labels))
+    broadcast = plan.train.prepare(*plan.train.initialize())
+    exact, rounded = plan.train.work(data, broadcast), fast.train.work(data, broadcast)
+    one, two = (np.concatenate([value.ravel() for value in sent[3:-1]]) for sent in (exact, rounded))
+    assert 0.95 < one @ two / np.linalg.norm(one) / np.linalg.norm(two) < 0.99999
+    assert plan.evaluate is not None
+    assert fast.evaluate is not None
+    weights = broadcast[: len(plan.evaluate.broadcast)]
+    for one, two in zip(plan.evaluate.work(data, weights), fast.evaluate.work(data, weights), strict=True):
+        np.testing.assert_array_equal(one, two)

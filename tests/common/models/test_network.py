@@ -1,4 +1,4 @@
-"""Every network a study can name keeps one contract, in 2D and 3D."""
+"""What networks are made of: weights, standardized kernels, losses."""
 
 from __future__ import annotations
 
@@ -9,37 +9,9 @@ import pytest
 import tensorflow as tf
 
 from common.metrics.losses import dice_cross_entropy, predicted_classes
-from common.models import build_network, outputs_of, probabilities
+from common.models import build_network
 from common.models.layers import RELU_GAIN, standardized
 from common.study import Study
-
-CASES = [(2, "softmax", "weight"), (2, "sigmoid", "group"), (3, "softmax", "none"), (3, "sigmoid", "weight")]
-
-
-@pytest.mark.parametrize(("dimensions", "head", "normalization"), CASES)
-def test_logits_have_the_images_shape_and_training_lowers_the_loss(
-    tensorflow: None, tiny_study: Callable[..., Study], dimensions: int, head: str, normalization: str
-) -> None:
-    study = tiny_study(dimensions=dimensions, head=head, normalization=normalization)
-    network = build_network(study)
-    weights = network.initial_weights(study.seed)
-    rng = np.random.default_rng(0)
-    labels = rng.integers(2, size=(2, *[16] * dimensions)).astype(np.uint8)
-    images = (labels[..., np.newaxis] + 0.1 * rng.normal(size=(*labels.shape, 1))).astype(np.float32)
-    losses = []
-    for _ in range(6):
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            logits = network(weights, images)
-            loss = dice_cross_entropy(logits, labels, head=head)
-        gradients = tape.gradient(loss, weights)
-        assert all(gradient is not None for gradient in gradients)
-        weights = tuple(w - 0.05 * g for w, g in zip(weights, gradients, strict=True))
-        losses.append(float(loss))
-    assert logits.shape == (*labels.shape, outputs_of(study))
-    assert losses[-1] < losses[0]
-    chances = probabilities(study, logits).numpy()
-    assert chances.min() >= 0 and chances.max() <= 1
 
 
 def test_the_classic_sizes(tiny_study: Callable[..., Study]) -> None:

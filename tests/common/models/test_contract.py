@@ -1,0 +1,128 @@
+"""One contract for every network that a study can name: builds, trains, starts the same, exports."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from common.errors import StudyError
+from common.inference.lite import LiteModel
+from common.metrics.losses import dice_cross_entropy
+from common.models import build_network, outputs_of, probabilities
+from common.network_traits import NETWORKS
+from common.study import Study
+from server.publishing.conversion import LARGEST_DIFFERENCE, convert
+
+NETWORKS_AND_ENCODERS = [(name, encoder) for name, traits in NETWORKS.items() for encoder in traits.encoders or (None,)]
+EVERY_NETWORK = [
+    (name, encoder, dimensions) for name, encoder in NETWORKS_AND_ENCODERS for dimensions in NETWORKS[name].dimensions
+]
+
+MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture
+def study_of(tiny_study: Callable[..., Study]) -> MakeStudy:
+    """Makes the smallest useful study of a network: 4 filters, depth 2, patches and tiles of 16 or 32 voxels."""
+
+    def make(name: str, encoder: str | None = None, dimensions: int = 2, **model: Any) -> Study:
+        study = tiny_study(dimensions=dimensions, head="sigmoid")
+        size = 32 if NETWORKS[name].fixed_stride else 16 if dimensions == 2 else 8
+        sizes = (size,) * dimensions
+        return dataclasses.replace(
+            study,
+            model=dataclasses.replace(study.model, name=name, encoder=encoder, **model),
+            preprocessing=dataclasses.replace(study.preprocessing, patch=sizes),
+            publishing=dataclasses.replace(study.publishing, tile=sizes),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "encoder", "dimensions"), EVERY_NETWORK)
+def test_starts_the_same_every_time_and_exports_to_what_tensorflow_computes(
+    tensorflow: None, study_of: MakeStudy, tmp_path: Path, name: str, encoder: str | None, dimensions: int
+) -> None:
+    study = study_of(name, encoder, dimensions)
+    network = build_network(study)
+    weights = [weight.numpy() for weight in network.initial_weights(3)]
+    for weight, again in zip(weights, build_network(study).initial_weights(3), strict=True):
+        np.testing.assert_array_equal(weight, again)
+    assert any(
+        np.any(weight != other.numpy()) for weight, other in zip(weights, network.initial_weights(4), strict=True)
+    )
+
+    (tmp_path / "model.tflite").write_bytes(convert(study, network, weights, "float32", []))
+    tile = np.random.default_rng(0).normal(size=(1, *study.publishing.tile, 1)).astype(np.float32)
+    logits = network([tf.constant(weight) for weight in weights], tf.constant(tile))
+    assert logits.shape == (*tile.shape[:-1], outputs_of(study))
+    found = LiteModel(tmp_path / "model.tflite")(tile)
+    np.testing.assert_allclose(found, probabilities(study, logits).numpy(), atol=LARGEST_DIFFERENCE, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "encoder", "dimensions"), EVERY_NETWORK)
+@pytest.mark.parametrize("normalization", ["weight", "group", "batch", "none"])
+def test_a_step_along_the_gradient_lowers_the_loss_and_reaches_every_weight(
+    tensorflow: None, study_of: MakeStudy, name: str, encoder: str | None, dimensions: int, normalization: str
+) -> None:
+    if dimensions == 3 and normalization in ("group", "none") and name != "unet":
+        pytest.skip("the layers are those of the U-Net, which is trained so in 3D")
+    study = study_of(name, encoder, dimensions, normalization=normalization)
+    network = build_network(study)
+    rng = np.random.default_rng(0)
+    # One and a half patches along an axis: any multiple of the stride is allowed.
+    size = [study.preprocessing.patch[0] + network.stride, *study.preprocessing.patch[1:]]
+    labels = rng.integers(2, size=(2, *size)).astype(np.uint8)
+    images = (labels[..., np.newaxis] + 0.1 * rng.normal(size=(*labels.shape, 1))).astype(np.float32)
+    weights = list(network.initial_weights(1))
+    losses = []
+    for _ in range(2):
+        trained = weights[: len(network.trainable)]
+        with tf.GradientTape() as tape:
+            tape.watch(trained)
+            logits, measured = network.train(weights, images, tf.constant(False))
+            loss = dice_cross_entropy(logits, labels, head="sigmoid")
+        gradients = tape.gradient(loss, trained)
+        missing = [spec.name for spec, found in zip(network.trainable, gradients, strict=True) if found is None]
+        assert not missing
+        assert len(measured) == len(network.statistics)
+        # So long a step that the loss would fall by a hundredth if it were linear.
+        rate = 0.01 * loss / tf.square(tf.linalg.global_norm(gradients))
+        weights[: len(trained)] = [weight - rate * slope for weight, slope in zip(trained, gradients, strict=True)]
+        losses.append(float(loss))
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("name", [name for name, traits in NETWORKS.items() if 3 not in traits.dimensions])
+def test_a_network_for_images_refuses_volumes(study_of: MakeStudy, name: str) -> None:
+    study = study_of(name, (NETWORKS[name].encoders or (None,))[0])
+    study = dataclasses.replace(study, task=dataclasses.replace(study.task, dimensions=3))
+    with pytest.raises(StudyError, match=rf"^model\.name: {name} is not for task\.dimensions 3; choose one of unet"):
+        build_network(study)
+
+
+def test_a_network_for_small_objects_refuses_many_halvings(study_of: MakeStudy) -> None:
+    with pytest.raises(StudyError, match=r"^model\.depth: expected 1 to 2 with model\.name dilated_unet, found 3"):
+        build_network(study_of("dilated_unet", depth=3))
+
+
+@pytest.mark.parametrize(("name", "encoder"), NETWORKS_AND_ENCODERS)
+def test_the_stride_is_what_sizes_must_be_multiples_of(
+    tensorflow: None, study_of: MakeStudy, name: str, encoder: str | None
+) -> None:
+    """An image of half the stride does not come out in its own size."""
+    network = build_network(study_of(name, encoder))
+    assert network.stride == NETWORKS[name].stride(2)
+    weights = network.initial_weights(1)
+    image = tf.zeros([1, network.stride, network.stride // 2, 1])
+    try:
+        shape = network(weights, image).shape
+    except tf.errors.OpError:
+        return
+    assert shape[1:3] != image.shape[1:3]
