@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
@@ -16,6 +17,9 @@ import numpy.typing as npt
 
 from common.errors import PublishError
 
+Head = Literal["softmax", "sigmoid", "distance"]
+"""What a model's outputs are (`Model.head` of a study)."""
+
 _stderr_lock = threading.RLock()
 _has_greeted = threading.Event()
 
@@ -27,6 +31,9 @@ class LiteModel:
     ----------
     path : the file; it is mapped into memory, not copied.
     threads : that one call uses.
+    delegate : a shared library that runs the model's operations on a GPU or NPU, built for LiteRT's external delegates
+        (`tflite_plugin_create_delegate`). What it does not take, and everything where there is none, runs on XNNPACK,
+        the CPU's. It is foreign code, run in this process.
 
     Attributes
     ----------
@@ -37,12 +44,14 @@ class LiteModel:
 
     Raises
     ------
-    PublishError : the file is missing, damaged, or has other inputs and outputs.
+    PublishError : the file is missing, damaged, or has other inputs and outputs; or the delegate cannot be loaded or
+        refuses the model.
     """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, delegate: Path | None = None) -> None:
         self.path = path
         self._threads = threads
+        self._delegate = delegate
         self._local = threading.local()
         inputs, outputs = self._interpreter().get_input_details(), self._interpreter().get_output_details()
         if len(inputs) != 1 or len(outputs) != 1 or {inputs[0]["dtype"], outputs[0]["dtype"]} != {np.float32}:
@@ -92,22 +101,59 @@ class LiteModel:
         from ai_edge_litert.interpreter import Interpreter
 
         try:
+            # Without delegates first: what fails here is the file's fault. XNNPACK is among LiteRT's defaults.
             interpreter = Interpreter(model_path=str(self.path), num_threads=self._threads)
-            interpreter.allocate_tensors()
+            if self._delegate is None:
+                interpreter.allocate_tensors()
+                return interpreter
         except (ValueError, RuntimeError, OSError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise PublishError(
-                f"{self.path}: cannot be loaded as a LiteRT model ({reason}); copy it again from where it was published"
+                f"{self.path}: cannot be loaded as a LiteRT model ({_first_line(error)}); copy it again from where it "
+                "was published"
+            ) from error
+        loaded = _loaded_delegate(self._delegate)  # one an interpreter: delegates need not be safe to share
+        try:
+            interpreter = Interpreter(
+                model_path=str(self.path), num_threads=self._threads, experimental_delegates=[loaded]
+            )
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise PublishError(
+                f"{self._delegate}: this delegate refuses {self.path.name} ({_first_line(error)}); try another variant "
+                "of the model, or run it without a delegate"
             ) from error
         return interpreter
 
 
-def class_indices(probabilities: npt.NDArray[np.float32], head: Literal["softmax", "sigmoid"]) -> npt.NDArray[np.uint8]:
+def _loaded_delegate(library: Path) -> Any:
+    """LiteRT's handle of a delegate. Raises PublishError where the library is none for this machine."""
+    from ai_edge_litert.interpreter import load_delegate
+
+    advice = "give the delegate's shared library, built for this machine, or run without a delegate"
+    if not library.is_file():
+        raise PublishError(f"{library}: there is no such delegate library; {advice}")
+    try:
+        # Looked at before LiteRT does, which complains on stderr about a handle that it never made.
+        symbols = ctypes.PyDLL(str(library.resolve()))
+        for name in ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate"):
+            if not hasattr(symbols, name):
+                raise PublishError(f"{library}: no LiteRT delegate, it lacks {name}; {advice}")
+        return load_delegate(str(library.resolve()))
+    except (OSError, ValueError, RuntimeError) as error:
+        # The loader names the file in full, then its reason.
+        reason = str(error).replace(f"{library.resolve()}: ", "").replace("\n", " ").strip() or type(error).__name__
+        raise PublishError(f"{library}: cannot be loaded as a delegate ({reason}); {advice}") from error
+
+
+def class_indices(probabilities: npt.NDArray[np.float32], head: Head) -> npt.NDArray[np.uint8]:
     """The class of every voxel, uint8 of shape (spatial...), from probabilities (spatial..., outputs).
 
     softmax: the likeliest class. sigmoid: the likeliest foreground class where it is above 0.5, else background; the
-    outputs are the foreground classes. Of equals the first.
+    outputs are the foreground classes. Of equals the first. distance: 1 where the first output, the foreground, is
+    above 0.5.
     """
+    if head == "distance":
+        return np.asarray(probabilities[..., 0] > 0.5, dtype=np.uint8)
     best = np.argmax(probabilities, axis=-1)
     if head == "sigmoid":
         best = np.where(np.max(probabilities, axis=-1) > 0.5, best + 1, 0)
@@ -140,6 +186,10 @@ def _flush_stderr() -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _described(details: list[dict[str, Any]]) -> str:

@@ -1,0 +1,94 @@
+"""Opening a published version: the right file, and nothing that is damaged, foreign or too new."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import PublishError, UsageError
+from common.inference.published import open_published
+from common.study import Study
+from tests.common.inference.published_version import write_version
+
+
+@pytest.fixture
+def version(tmp_path: Path, tiny_study: Callable[..., Study]) -> Path:
+    files = {"float32": b"big", "float16": b"small", "dynamic_range": b"fast", "int8": b"worse"}
+    return write_version(tmp_path / "v3", tiny_study(), files)
+
+
+def test_the_fastest_recommended_variant_is_taken(version: Path, tiny_study: Callable[..., Study]) -> None:
+    model = open_published(version)
+    assert (model.variant, model.version, model.recommended) == ("dynamic_range", "v3", True)
+    assert model.file == version / "model_dynamic_range.tflite"
+    assert model.study == tiny_study()
+
+
+def test_a_variant_can_be_named_and_a_file_given(version: Path) -> None:
+    assert not open_published(version, "int8").recommended
+    assert open_published(version / "model_float16.tflite").variant == "float16"
+    with pytest.raises(UsageError, match=r"--variant int8: model_float16\.tflite is float16"):
+        open_published(version / "model_float16.tflite", "int8")
+    with pytest.raises(UsageError, match="v3 has float32, float16, dynamic_range, int8; give one"):
+        open_published(version, "broken")
+
+
+def test_variants_without_a_measured_time_come_last(version: Path) -> None:
+    manifest = json.loads((version / "manifest.json").read_text())
+    for entry in manifest["variants"][1:]:
+        entry["latency_ms"] = None
+    (version / "manifest.json").write_text(json.dumps(manifest))
+    assert open_published(version).variant == "float32"
+
+
+@pytest.mark.parametrize("name", ["model_dynamic_range.tflite", "study.yaml"])
+def test_a_damaged_file_is_refused(version: Path, name: str) -> None:
+    content = (version / name).read_bytes()
+    (version / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(PublishError, match=rf"{name}: damaged or changed: its SHA-256 is .* copy the version's folder"):
+        open_published(version)
+
+
+def test_what_is_missing_is_named(version: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no such model"):
+        open_published(tmp_path / "v4")
+    (version / "model_dynamic_range.tflite").unlink()
+    with pytest.raises(PublishError, match="the manifest names this file, which is not there"):
+        open_published(version)
+    (version / "study.yaml").unlink()
+    with pytest.raises(PublishError, match=r"study\.yaml: damaged or changed"):
+        open_published(version, "float32")
+    (version / "other.tflite").write_bytes(b"x")
+    with pytest.raises(PublishError, match="does not name this file"):
+        open_published(version / "other.tflite")
+
+
+def test_what_wardround_did_not_publish_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "model.tflite"):
+        with pytest.raises(PublishError, match=r"no model that Wardround published \(manifest\.json is not"):
+            open_published(path)
+    for text, reason in (("{", "it is not JSON"), ("[1]", "no manifest of a model"), ('{"format": 1}', "lack")):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(PublishError, match=reason):
+            open_published(tmp_path)
+
+
+def test_a_newer_format_asks_for_an_update(tmp_path: Path, tiny_study: Callable[..., Study]) -> None:
+    write_version(tmp_path / "v1", tiny_study(), {"float32": b"x"}, format=99, wardround="7.0")
+    with pytest.raises(PublishError, match=r"format 99 by Wardround 7\.0, and .* update Wardround"):
+        open_published(tmp_path / "v1")
+
+
+def test_a_signature_is_asked_for_before_anything_is_believed(version: Path) -> None:
+    (version / "manifest.json").write_text("{ not even JSON")
+
+    def verify(manifest: bytes, folder: Path) -> None:
+        assert (manifest, folder) == (b"{ not even JSON", version)
+        raise PublishError("not signed")
+
+    with pytest.raises(PublishError, match="not signed"):
+        open_published(version, verify=verify)
