@@ -18,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
-from ai_edge_litert import schema_py_generated as schema
 
-import common.models.lite
-import server.publishing
+import common.inference.lite
+import server.publishing.conversion
 from common.errors import PublishError
+from common.inference.lite import LiteModel, captured_stderr, class_indices
 from common.models import build_network
-from common.models.lite import LiteModel, captured_stderr, class_indices
-from common.study import VARIANTS, Study, load_study, parse_study
+from common.study import DEFAULT_VARIANTS, Study, load_study, parse_study
+from common.wire.tensors import read_tensors
 from server.evaluation import Holdout, predictor
-from server.publishing import float_operations, publish
+from server.publishing import publish
+from server.publishing.contents import contents_of
 
 STUDY_2D = """
 study: cells
@@ -88,7 +89,12 @@ class Published:
 
 def published_of(text: str, folder: Path) -> Published:
     study = parse_study(text)
-    weights = [weight.numpy() for weight in build_network(study).initial_weights(7)]
+    rng = np.random.default_rng(7)
+    # Biases that are not 0, as trained ones: else the converter leaves them out.
+    weights = [
+        weight.numpy() + (0.1 * rng.standard_normal(weight.shape).astype(np.float32) if weight.ndim == 1 else 0)
+        for weight in build_network(study).initial_weights(7)
+    ]
     holdout = Holdout(study, write_holdout(folder / "holdout", study))
     (folder / "published").mkdir()
     target = folder / "published" / "v3"
@@ -116,36 +122,23 @@ def published(request: pytest.FixtureRequest) -> Published:
     return result
 
 
-def operations(model: bytes) -> list[tuple[str, list[tuple[int, int]]]]:
-    """Name of each operation, with (type, bytes of constant data) of its inputs."""
-    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
-    parsed = schema.Model.GetRootAs(model, 0)
-    graph = parsed.Subgraphs(0)
-    found = []
-    for index in range(graph.OperatorsLength()):
-        operator = graph.Operators(index)
-        code = parsed.OperatorCodes(operator.OpcodeIndex())
-        tensors = [graph.Tensors(number) for number in operator.InputsAsNumpy() if number >= 0]
-        inputs = [(tensor.Type(), parsed.Buffers(tensor.Buffer()).DataLength()) for tensor in tensors]
-        found.append((names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())], inputs))
-    return found
-
-
 # What is written. --------------------------------------------------------------------------------------------------
 
 
 def test_folder_holds_every_variant_and_its_papers(published: Published) -> None:
-    names = {f"model_{variant}.tflite" for variant in VARIANTS}
+    names = {f"model_{variant}.tflite" for variant in DEFAULT_VARIANTS}
     assert {path.name for path in published.folder.iterdir()} == names | {
         "manifest.json",
         "model_card.md",
         "study.yaml",
+        "weights.tensors",
+        "golden.npz",
     }
     assert list(published.folder.parent.iterdir()) == [published.folder]
     assert load_study(published.folder / "study.yaml") == published.study
     assert published.folder.stat().st_mode & 0o777 == 0o755
     assert published.report["version"] == published.manifest["version"] == "v3"
-    assert [entry["name"] for entry in published.report["variants"]] == list(VARIANTS)
+    assert [entry["name"] for entry in published.report["variants"]] == list(DEFAULT_VARIANTS)
 
 
 def test_manifest_identifies_every_file(published: Published) -> None:
@@ -156,6 +149,18 @@ def test_manifest_identifies_every_file(published: Published) -> None:
     for name, entry in published.manifest["documents"].items():
         content = (published.folder / name).read_bytes()
         assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    for entry in (published.manifest["weights"], published.manifest["golden"]):
+        content = (published.folder / entry["file"]).read_bytes()
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry["bytes"] == len(content)
+
+
+def test_weights_are_published_in_the_networks_order(published: Published) -> None:
+    network = build_network(published.study)
+    stored = read_tensors(published.folder / "weights.tensors")
+    assert [array.shape for array in stored] == [spec.shape for spec in network.specs]
+    for found, expected in zip(stored, published.weights, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_manifest_says_how_to_feed_the_files(published: Published) -> None:
@@ -163,6 +168,9 @@ def test_manifest_says_how_to_feed_the_files(published: Published) -> None:
     tile = list(study.publishing.tile)
     assert preprocessing["tile"] == tile
     assert preprocessing["intensity"] == "zscore"
+    assert preprocessing["missing_modality"] == "error"
+    for key in ("modalities", "spacing", "window", "crop"):
+        assert key in preprocessing
     assert preprocessing["classes"] == list(study.task.classes)
     assert preprocessing["head"] == study.model.head
     for entry in published.manifest["variants"]:
@@ -177,8 +185,10 @@ def test_holdout_figures_are_those_of_exactly_that_file(published: Published) ->
     reference = published.manifest["variants"][0]["dice"]
     for entry, figures in zip(published.manifest["variants"], published.report["variants"], strict=True):
         model = LiteModel(published.folder / entry["file"])
-        result = published.holdout.evaluate(model, tile=tile, fixed_batch=True, batch_size=1)
-        assert entry["holdout"] == json.loads(json.dumps(result.scalars()))
+        measured = published.holdout.evaluate_in_detail(model, tile=tile, fixed_batch=True, batch_size=1)
+        result = measured.overlap
+        figures_of_file = measured if entry["name"] == "float32" else result
+        assert entry["holdout"] == json.loads(json.dumps(figures_of_file.scalars()))
         assert entry["dice"] == figures["dice"] == result.mean_dice
         assert figures["dice_lost"] == reference - result.mean_dice
         assert figures["recommended"] == (figures["dice_lost"] <= published.study.publishing.allowed_dice_loss)
@@ -200,7 +210,7 @@ def test_model_card_tells_sites_variants_and_limits(published: Published) -> Non
 
 
 def test_progress_names_each_step(flat: Published) -> None:
-    for variant in VARIANTS:
+    for variant in DEFAULT_VARIANTS:
         assert f"converting to {variant}" in flat.messages
         assert f"evaluating {variant} on 6 holdout images" in flat.messages
 
@@ -219,48 +229,91 @@ def test_float_variants_answer_what_tensorflow_does(published: Published) -> Non
         np.testing.assert_allclose(answers, expected, atol=tolerance)
 
 
-def test_standardized_kernels_are_constants(flat: Published) -> None:
-    found = operations(flat.bytes_of("float32"))
-    kernels = [inputs[1][1] for name, inputs in found if name == "CONV_2D"]
-    assert len(kernels) == 11  # two a block, 5 blocks, and the head
-    assert all(kernels)
-    assert {name for name, _ in found} <= {
+def test_kernels_are_constants_and_nothing_is_computed_twice(flat: Published, deep: Published) -> None:
+    contents = contents_of(flat.bytes_of("float32"))
+    # 11 convolutions, two a block and the head; two halvings, and for each doubling a convolution and a joining; the
+    # head's probabilities. No standardization of kernels and no gain after the activations.
+    assert contents.operations == 11 + 2 + 2 + 2 + 1
+    assert contents.unfolded == {}
+    contents = contents_of(deep.bytes_of("float32"))
+    assert contents.unfolded == {}
+    # 13 convolutions, the two halvings among them. All but the head see three slices at once: one operation pads, two
+    # cut out and one joins; the halvings cut out three, from slices laid out in pairs. A doubling is two convolutions
+    # and their joining, then the joining with what was skipped.
+    joined = 12
+    assert contents.float_operations["CONV_2D"] == 13
+    assert contents.float_operations["TRANSPOSE_CONV"] == 4
+    assert contents.float_operations["CONCATENATION"] == joined + 4
+    assert contents.float_operations["PAD"] == joined
+    assert set(contents.float_operations) <= {
         "CONV_2D",
         "TRANSPOSE_CONV",
-        "MAX_POOL_2D",
         "CONCATENATION",
-        "MUL",
-        "LOGISTIC",
+        "PAD",
+        "STRIDED_SLICE",
+        "RESHAPE",
+        "SOFTMAX",
     }
 
 
 def test_float16_is_half_the_size(published: Published) -> None:
     # The rest of a file, names and graph, is large beside so small a network.
-    weights = 4 * sum(weight.size for weight in published.weights)
-    assert len(published.bytes_of("float32")) - len(published.bytes_of("float16")) > 0.4 * weights
+    wide = contents_of(published.bytes_of("float32")).weight_bytes["FLOAT32"]
+    half = contents_of(published.bytes_of("float16")).weight_bytes["FLOAT16"]
+    assert half == pytest.approx(wide / 2, rel=0.01)
     assert published.variant("float16")["ratio_to_float32"] < 1
 
 
-def test_int8_is_whole_in_2d_and_says_what_stays_float_in_3d(flat: Published, deep: Published) -> None:
-    floats, total = float_operations(flat.bytes_of("int8"))
-    assert not floats
-    assert total >= 18
-    assert flat.variant("int8")["note"] == ""
-    floats, total = float_operations(deep.bytes_of("int8"))
-    assert floats["CONV_3D"] == 13  # 11 as in 2D, and 2 in place of pooling
-    assert "CONV_3D (13)" in deep.variant("int8")["note"]
-    entry = deep.manifest["variants"][-1]
-    assert entry["float_operations"] == dict(floats)
-    assert entry["float_share"] == sum(floats.values()) / total
-    assert deep.variant("dynamic_range")["note"] == "not smaller than float32"
+def test_quantized_files_are_quantized(published: Published) -> None:
+    for name in DEFAULT_VARIANTS:
+        contents = contents_of(published.bytes_of(name))
+        entry = next(entry for entry in published.manifest["variants"] if entry["name"] == name)
+        assert contents.volumetric == {}
+        assert entry["weight_bytes"] == contents.weight_bytes
+        assert entry["narrow_weight_share"] == contents.narrow_share
+        assert name == "dynamic_range" or entry["note"] == ""
+    assert contents_of(published.bytes_of("float32")).narrow_share == 0
+    assert contents_of(published.bytes_of("float16")).narrow_share == 1
+    whole = contents_of(published.bytes_of("int8"))
+    assert whole.narrow_share == 1
+    assert set(whole.weight_bytes) == {"INT8"}
+    assert whole.float_operations == {}
 
 
-def test_calibration_takes_images_of_every_site_and_names_them(flat: Published) -> None:
+def test_dynamic_range_says_how_much_it_leaves_wide(published: Published) -> None:
+    # Kernels below 1024 numbers are left as they are: most of a network as small as this.
+    share = published.variant("dynamic_range")["note"].removeprefix("only ").partition("%")[0]
+    contents = contents_of(published.bytes_of("dynamic_range"))
+    assert set(contents.weight_bytes) == {"INT8", "FLOAT32"}
+    assert 0.5 < contents.narrow_share < 0.9
+    assert share == f"{contents.narrow_share * 100:.0f}"
+
+
+def test_variant_that_nothing_quantizes_is_reported(
+    flat: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_float32(study: Study, network: Any, weights: Any, variant: str, tiles: Any) -> bytes:
+        return flat.bytes_of("float32")
+
+    monkeypatch.setattr(server.publishing.conversion, "convert", as_float32)
+    report = publish_again(flat, tmp_path / "v1", variants="[float32, dynamic_range]", holdout=None)
+    entry = report["variants"][1]
+    assert entry["failed"] and not entry["recommended"]
+    assert entry["note"].startswith("all weights of the converted model are still 32-bit numbers")
+    assert not (tmp_path / "v1" / "model_dynamic_range.tflite").exists()
+
+
+def test_calibration_takes_images_of_every_site(flat: Published) -> None:
     names = flat.report["calibration"]
-    assert names == flat.manifest["calibration"]
     assert len(names) == len(set(names)) == 4
     assert sum(name.endswith("-north") for name in names) == 2
     assert set(names) <= set(flat.holdout.cases)
+
+
+def test_nothing_published_names_an_image_of_the_holdout(flat: Published) -> None:
+    assert flat.manifest["calibration_images"] == 4
+    texts = [path.read_text() for path in flat.folder.iterdir() if path.suffix in (".json", ".md", ".yaml")]
+    assert not [name for name in flat.holdout.cases for text in texts if name in text]
 
 
 # What goes wrong. --------------------------------------------------------------------------------------------------
@@ -318,7 +371,7 @@ def test_float32_that_does_not_compute_is_refused(
     def of_other_weights(study: Study, network: Any, weights: Any) -> Callable[..., Any]:
         return predictor(study, network, network.initial_weights(8))
 
-    monkeypatch.setattr(server.publishing, "predictor", of_other_weights)
+    monkeypatch.setattr(server.publishing.conversion, "predictor", of_other_weights)
     with pytest.raises(PublishError, match="differs from TensorFlow"):
         publish_again(flat, tmp_path / "v1")
     assert list(tmp_path.iterdir()) == []
@@ -372,7 +425,7 @@ def test_lite_model_is_silent_and_loads_no_tensorflow(flat: Published) -> None:
     # The module is loaded from its file, apart from its package.
     code = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("lite", {common.models.lite.__file__!r})
+spec = importlib.util.spec_from_file_location("lite", {common.inference.lite.__file__!r})
 lite = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lite)
 from pathlib import Path
@@ -380,7 +433,7 @@ import numpy as np
 lite.LiteModel(Path({str(flat.folder / "model_float32.tflite")!r}))(np.zeros((1, 32, 48, 3), np.float32))
 assert "tensorflow" not in sys.modules
 """
-    root = Path(common.models.lite.__file__).parents[2]
+    root = Path(common.inference.lite.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

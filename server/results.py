@@ -1,0 +1,209 @@
+"""What becomes of a run's weights: figures on holdouts, published versions, the report; also for finished runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import DataError, RunFolderError, UsageError
+from common.learning.runtime import configure_tensorflow
+from common.study import Study
+from common.wire.tensors import Array, TensorSpec
+from server.run_folder import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from common.models.network import Network
+    from server.evaluation import ForwardPass, Holdout, HoldoutResult
+    from server.starting import Start
+
+_log = logging.getLogger("wardround.coordinator")
+
+
+class Evaluated:
+    """A folder's holdout and the network's forward pass over it, in TensorFlow, on all cores.
+
+    Attributes
+    ----------
+    latest : the result of the newest weights.
+
+    Raises
+    ------
+    DataError : the folder's images do not fit the study.
+    """
+
+    def __init__(self, study: Study, folder: Path, holdout: Holdout | None = None) -> None:
+        from server.evaluation import Holdout
+
+        self.study = study
+        self.folder = folder
+        self.holdout = holdout or Holdout(study, folder)
+        self.latest: HoldoutResult | None = None
+
+    @cached_property
+    def _forward(self) -> ForwardPass:
+        from common.models import build_network
+        from server.evaluation import ForwardPass
+
+        return ForwardPass(self.study, build_network(self.study))
+
+    def evaluate(self, weights: Sequence[Array]) -> HoldoutResult:
+        """The holdout result of these weights."""
+        predict = self._forward.with_weights(weights)
+        self.latest = self.holdout.evaluate(predict, tile=self.study.publishing.tile, threads=os.cpu_count() or 1)
+        return self.latest
+
+
+def open_holdout(study: Study, folder: Path | None, option: str = "--holdout") -> Evaluated | None:
+    """The holdout in the folder; None without one, and where the study has no use for it.
+
+    Raises
+    ------
+    DataError : there is no such folder, or it does not fit the study.
+    """
+    if folder is None or not study.evaluation.holdout:
+        return None
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder; give the coordinator's own labelled images with {option}, or leave it out"
+        )
+    return Evaluated(study, folder)
+
+
+def publish_round(
+    study: Study,
+    run: RunFolder,
+    round_number: int,
+    score: float | None,
+    evaluated: Evaluated | None,
+    old: Evaluated | None,
+    start: Start | None,
+    began: float | None,
+) -> dict[str, Any]:
+    """Evaluates and publishes one round's weights; returns the report, where "best_round" is that round.
+
+    Parameters
+    ----------
+    score : its validation Dice.
+    evaluated, old : the holdout, and that of the study whose model this one started from.
+    start : what the run started from.
+    began : when, by `time.monotonic()`; None where the study ended before.
+    """
+    from common.models import build_network
+    from server.continual import compare
+    from server.publishing import publish as publish_files
+
+    weights = _weights(run, round_number, build_network(study))
+    result = evaluated.evaluate(weights) if evaluated is not None else None
+    holdout = evaluated.holdout if evaluated is not None else None
+    details: dict[str, Any] = {"round": round_number, "rounds": study.training.rounds, "validation_dice": score}
+    origin = dict(start.origin) if start is not None else {}
+    if start is not None and start.study is not None and (evaluated is not None or old is not None):
+        _log.info("comparing with the weights that the study started from")
+        origin["continual"] = compare(study, start, weights, evaluated, old, result)
+    details |= origin
+    version = _next_version(run.published)
+    publication = publish_files(study, weights, holdout, run.published / version, details=details, progress=_log.info)
+    report = {
+        "study": study.name,
+        "rounds": study.training.rounds,
+        "best_round": round_number,
+        "validation_dice": score,
+        **origin,
+        "holdout": finite(result.scalars()) if result is not None else None,
+        "publication": {**publication, "version": version, "folder": str(run.published / version)},
+        "seconds": round(time.monotonic() - began, 1) if began is not None else None,
+    }
+    written: dict[str, Any] = finite(report)
+    return written
+
+
+def _weights(run: RunFolder, round_number: int, network: Network) -> list[Array]:
+    from server.state import load_weights
+
+    return load_weights(run.models, round_number, [TensorSpec("float32", spec.shape) for spec in network.specs])
+
+
+def _next_version(folder: Path) -> str:
+    numbers = [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
+    return f"v{max(numbers, default=0) + 1}"
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN: a figure that does not exist is null."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return value
+
+
+def _chosen_round(study: Study, run: RunFolder, round_number: int | None) -> tuple[int, float | None]:
+    """The round asked for, or the best one that status knows, or the last kept; and its validation Dice, if any."""
+    if round_number is not None:
+        return round_number, _validation_dice(run, round_number)
+    best = run.read_status().get("best")
+    if best:
+        return int(best["round"]), best["validation_dice"]
+    kept = sorted(int(path.stem) for path in run.models.glob("*.tensors") if path.stem.isdigit())
+    if not kept:
+        raise RunFolderError(f"{run.path}: no round's model was kept yet; wait for the end of a round")
+    return kept[-1], _validation_dice(run, kept[-1])
+
+
+def _validation_dice(run: RunFolder, round_number: int) -> float | None:
+    """What `rounds.csv` says of the round; None where the sites did not validate or the round has no row."""
+    if not run.rounds.exists():
+        return None
+    with run.rounds.open(newline="") as file:
+        found = [row.get("validation/dice") for row in csv.DictReader(file) if row["round"] == str(round_number)]
+    return finite(float(found[-1])) if found and found[-1] else None
+
+
+def evaluate(run: RunFolder, holdout: Path, round_number: int | None) -> dict[str, Any]:
+    """Holdout metrics of a kept round of this run: {"round", "holdout"}."""
+    study = run.read_study()
+    chosen, score = _chosen_round(study, run, round_number)
+    opened = open_holdout(study, holdout)
+    if opened is None:
+        raise UsageError("evaluation.holdout is false in this study; there is nothing to evaluate on")
+    configure_tensorflow(study.training.threads)
+    from common.models import build_network
+
+    result = opened.evaluate(_weights(run, chosen, build_network(study)))
+    return {"round": chosen, "validation_dice": score, "holdout": finite(result.scalars())}
+
+
+def publish(
+    run: RunFolder,
+    holdout: Path | None,
+    round_number: int | None,
+    old_holdout: Path | None = None,
+    *,
+    explain: bool = False,
+) -> dict[str, Any]:
+    """Publishes a kept round of this run as a new version; returns the report. `explain` sets `publishing.explain`."""
+    study = run.read_study()
+    if explain:
+        study = replace(study, publishing=replace(study.publishing, explain=True))
+    chosen, score = _chosen_round(study, run, round_number)
+    opened = open_holdout(study, holdout)
+    old = open_holdout(study, old_holdout, "--old-holdout")
+    configure_tensorflow(study.training.threads)
+    from common.models import build_network
+    from server.starting import kept_start
+
+    start = kept_start(run, build_network(study))
+    report = publish_round(study, run, chosen, score, opened, old, start, None)
+    if not run.report.exists():  # the study's own final figures stay as they are
+        write_atomically(run.report, json.dumps(report, indent=1))
+    return report
