@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks._report import median, report
 from benchmarks._study import benchmark_study
 from common.learning.runtime import configure_tensorflow
-from common.wire.tensors import Array, TensorSpec, read_tensors, write_tensors
+from common.wire.tensors import Array, TensorFile, TensorSpec, read_tensors, write_tensors
 
 _SHOWN = {
     "filters": "filters",
@@ -68,7 +68,7 @@ def measure(filters: int, repetitions: int, threads: int, path: Path) -> dict[st
     seconds: dict[str, list[float]] = {"plan": [], "numpy": [], "memory": []}
     for _ in range(repetitions + 1):
         started = time.perf_counter()
-        plan.accumulate(total, read_tensors(path, expected=plan.sent, writable=True))
+        plan.accumulate(total, TensorFile(path, plan.sent))
         seconds["plan"].append(time.perf_counter() - started)
         started = time.perf_counter()
         _add(sums, read_tensors(path, expected=plan.sent, writable=True))

@@ -190,7 +190,7 @@ def _coordinator(options: argparse.Namespace) -> None:
 
     common.learning.plan.build_plan = build_and_hand_out
     coordinator._report = instead_of_publishing  # type: ignore[assignment]
-    coordinator.run(study, run, listen="127.0.0.1:0", identity=run.identity / "coordinator", holdout=None)
+    coordinator.run(study, run, coordinator.Setup("127.0.0.1:0", run.identity / "coordinator"))
 
     from server.state import load_weights
 

@@ -14,23 +14,26 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.data_cli import add_data_commands, open_registry
+from client.command_line import CommandParser
+from client.data_cli import add_data_commands
+from client.model_cli import add_model_commands
+from client.predict_cli import add_predict_command
 from client.site_status import SiteStatus, read_status, status_text
 from common.cli import exit_codes_epilog, run_command
 from common.errors import IdentityError, UsageError
 from common.study import Study, load_study
 from common.version import VERSION
+from common.wording import printable
 
 if TYPE_CHECKING:
     from client.datasets import SiteDataset
-    from client.selection import SiteCases
 
 CACHE_GB = 20.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="wardround-site",
         description="The hospital's side of a Wardround study: it dials out, trains here, sends updates; images stay.",
         epilog=exit_codes_epilog(),
@@ -60,13 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     start.set_defaults(handler=_start)
 
-    check = commands.add_parser("check", help="check this site's images and labels against a study, without connecting")
-    check.add_argument("study", type=Path, metavar="STUDY")
-    check.add_argument("--data", type=Path, required=True, metavar="FOLDER")
-    check.add_argument("--json", action="store_true", help="print JSON")
-    check.set_defaults(handler=_check)
-
     add_data_commands(commands)
+    add_model_commands(commands)
+    add_predict_command(commands)
 
     status = commands.add_parser("status", help="what this site is doing")
     status.add_argument("--work", type=Path, required=True, help="the --work folder the site was started with")
@@ -118,13 +117,13 @@ def _start(options: argparse.Namespace) -> int:
             status({"notice": "compiling the model, which takes up to half a minute"})
         configure_tensorflow(study.training.threads)
         from client.agent import Agent
-        from client.work import PlanWorker
-        from common.learning.plan import build_plan
+        from client.work import site_plan, site_worker
 
-        plan = build_plan(study)
+        plan = site_plan(study)
+        workers = [site_worker(plan, dataset, work) for dataset, work in zip(datasets, works, strict=True)]
         agents = [
-            Agent(study.name, site, PlanWorker(plan, dataset), address, identity, status)
-            for site, dataset, identity, status in zip(options.site, datasets, identities, statuses, strict=True)
+            Agent(study.name, site, worker, address, identity, status)
+            for site, worker, identity, status in zip(options.site, workers, identities, statuses, strict=True)
         ]
         return _run(agents, options.site, statuses)
 
@@ -137,32 +136,13 @@ def _gigabytes(text: str) -> float:
     return value
 
 
-def _select(study: Study, data: str, work: Path, registry: Path | None) -> SiteCases:
-    """The cases of registered data sets, or of a folder; a registered name goes before a folder of that name."""
-    from client.data_cli import registry_path
-    from client.selection import select_cases, select_folder
-
-    names = data.split(",")
-    if registry is not None or registry_path(registry).exists():
-        with contextlib.closing(open_registry(registry)) as opened:
-            known = {data_set.name for data_set in opened.data_sets()}
-            if known.issuperset(names) or not Path(data).is_dir():
-                return select_cases(study, names, opened)
-    if Path(data).is_dir():
-        return select_folder(study, Path(data), work / "folder.sqlite")
-    raise UsageError(
-        f"--data {data}: neither a registered data set nor a folder; register it with `wardround-site data add`, or "
-        "correct the path"
-    )
-
-
 def _dataset(study: Study, site: str, data: str, work: Path, registry: Path | None, cache_gb: float) -> SiteDataset:
     """The site's cases that are fit for the study, and what keeps others out."""
     from client.case_cache import CaseCache
-    from client.data_report import printable
+    from client.data_selection import select
     from client.datasets import SiteDataset
 
-    cases = _select(study, data, work, registry)
+    cases = select(study, data, work, registry)
     for finding in cases.findings:
         if finding.level == "error":
             logging.warning("%s: %s %s", site, finding.code, printable(finding.message))
@@ -217,25 +197,6 @@ def _run(agents: list[Any], sites: list[str], statuses: list[SiteStatus]) -> int
     if failures:
         raise failures[0]
     return 128 + stopped[0] if stopped else 0
-
-
-def _check(options: argparse.Namespace) -> int:
-    from client.data_report import printable
-    from client.selection import select_folder
-    from common.imaging.splits import split_by_patient
-
-    study = load_study(options.study)
-    cases = select_folder(study, options.data)
-    training, validation = split_by_patient(cases.cases, study.evaluation.validation_fraction, study.seed)
-    counts = {"training_cases": len(training), "validation_cases": len(validation), "kept_out": cases.kept_out}
-    if options.json:
-        print(json.dumps(counts))
-        return 0
-    fit = "all fit" if not cases.kept_out else f"{cases.kept_out} kept out by errors"
-    print(f"{options.data}: {len(training)} training and {len(validation)} validation cases, {fit}")
-    for finding in cases.findings:
-        print(f"  {finding.code} {printable(finding.message)}. {finding.advice}")
-    return 0
 
 
 def _status(options: argparse.Namespace) -> int:

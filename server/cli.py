@@ -6,6 +6,7 @@ Whatever loads TensorFlow or gRPC is imported by the subcommand that needs it, s
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import sys
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("study", nargs="?", type=Path, metavar="STUDY", help="study file (default: the example)")
     simulate.add_argument("--data", type=Path, metavar="DIR", help="holds a folder a site, and may hold holdout/")
     simulate.add_argument("--run", type=Path, metavar="DIR", help="run folder (default: runs/<study>-<time>)")
+    _add_old_holdout(simulate)
     simulate.add_argument("--in-process", action="store_true", help="all sites as threads of one process")
     simulate.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
@@ -77,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         "--identity", type=Path, metavar="DIR", help="certificate and key (default: identity/coordinator in the run)"
     )
     coordinator.add_argument("--holdout", type=Path, metavar="DIR", help="the coordinator's own labelled images")
+    _add_old_holdout(coordinator)
+    coordinator.add_argument(
+        "--serve", action="store_true", help="after the study's end go on serving what is published, until stopped"
+    )
     coordinator.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
     certificates = command("certificates", _certificates, "make the certificates of a study's coordinator and sites")
@@ -98,18 +104,51 @@ def _parser() -> argparse.ArgumentParser:
     watch = command("watch", _watch, "follow a run until it ends")
     _add_run(watch)
 
-    for name, handler, summary in (
-        ("evaluate", _evaluate, "evaluate a model of a run on the holdout"),
-        ("publish", _publish, "publish a model of a run, quantized and measured"),
-    ):
-        added = command(name, handler, summary)
-        _add_run(added)
-        added.add_argument(
-            "--holdout", type=Path, metavar="DIR", help="labelled images (default: those of a simulation in the run)"
-        )
-        added.add_argument("--round", type=_round, metavar="N", help="the model after round N (default: the best)")
-        added.add_argument("--json", action="store_true", help="print the result as JSON")
+    evaluate = command(
+        "evaluate",
+        _evaluate,
+        "evaluate a published model on labelled images",
+        "Evaluates a file of a published version as a hospital runs it, by LiteRT, on labelled images: by site and "
+        "class, and by object where labels are instances (docs/metrics.md). With --round, or where a run has published "
+        "nothing yet, the weights after a round instead, by TensorFlow: Dice and IoU.",
+    )
+    evaluate.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="folder of a published version, or of a run, whose newest version it takes (default: the newest in runs/)",
+    )
+    evaluate.add_argument("--run", type=Path, metavar="DIR", help="run folder, instead of MODEL")
+    _add_holdout(evaluate)
+    evaluate.add_argument("--variant", metavar="NAME", help="which file of the version (default: float32)")
+    evaluate.add_argument("--round", type=_round, metavar="N", help="the weights after round N of the run")
+    evaluate.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each image and class to a CSV file")
+    evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
+
+    publish = command("publish", _publish, "publish a model of a run, quantized and measured")
+    _add_run(publish)
+    _add_holdout(publish)
+    _add_old_holdout(publish)
+    publish.add_argument("--round", type=_round, metavar="N", help="the model after round N (default: the best)")
+    publish.add_argument("--explain", action="store_true", help="with the file for `predict --explain`")
+    publish.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
+
+
+def _add_holdout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--holdout", type=Path, metavar="DIR", help="labelled images (default: those of a simulation in the run)"
+    )
+
+
+def _add_old_holdout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--old-holdout",
+        type=Path,
+        metavar="DIR",
+        help="labelled images of the study whose model this one starts from, to tell what is forgotten of them",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -144,9 +183,9 @@ def _holdout(given: Path | None, run: RunFolder) -> Path:
     return generated
 
 
-def _existing(folder: Path) -> Path:
+def _existing(folder: Path, option: str = "--holdout") -> Path:
     if not folder.is_dir():
-        raise DataError(f"{folder}: the folder does not exist; give one that holds images/ and labels/ with --holdout")
+        raise DataError(f"{folder}: the folder does not exist; give one that holds images/ and labels/ with {option}")
     return folder
 
 
@@ -162,6 +201,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         run=arguments.run,
         in_process=arguments.in_process,
         json_output=arguments.json,
+        old_holdout=None if arguments.old_holdout is None else _existing(arguments.old_holdout, "--old-holdout"),
     )
 
 
@@ -176,13 +216,14 @@ def _coordinator(arguments: argparse.Namespace) -> int:
     logging.getLogger("wardround").propagate = False  # TensorFlow Federated gives the root logger a handler
     from server import coordinator
 
-    code = coordinator.run(
-        study,
-        run,
+    setup = coordinator.Setup(
         listen=arguments.listen,
         identity=arguments.identity or run.identity / "coordinator",
         holdout=holdout,
+        old_holdout=None if arguments.old_holdout is None else _existing(arguments.old_holdout, "--old-holdout"),
+        serve=arguments.serve,
     )
+    code = coordinator.run(study, run, setup)
     if code == 0 and arguments.json and run.report.exists():
         print(run.report.read_text(encoding="utf-8").rstrip())
     return code
@@ -259,12 +300,58 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    run = _run_folder(arguments.run)
-    run.read_study()
-    holdout = _holdout(arguments.holdout, run)
-    from server import coordinator
+    if arguments.model is not None and arguments.run is not None:
+        raise UsageError("MODEL and --run both say what to evaluate; leave one of them out")
+    given: Path | None = arguments.model or arguments.run
+    if arguments.round is not None:
+        return _evaluate_round(arguments, _run_folder(given))
+    from common.inference.published import open_published
+    from server.evaluation.published import evaluate_published, is_version, newest_version, run_of
 
-    result: Mapping[str, Any] = coordinator.evaluate(run, holdout, arguments.round)
+    if given is not None and is_version(given):
+        version, run = given, run_of(given)
+    else:
+        run = _run_folder(given)
+        run.read_study()
+        newest = newest_version(run)
+        if newest is None:
+            return _evaluate_round(arguments, run)
+        version = newest
+    if run is None and arguments.holdout is None:
+        raise UsageError(f"{version}: it is in no run that has images; give labelled ones with --holdout DIR")
+    holdout = _existing(arguments.holdout) if run is None else _holdout(arguments.holdout, run)
+    if arguments.csv is not None and not arguments.csv.absolute().parent.is_dir():
+        raise UsageError(f"{arguments.csv}: its folder does not exist; make it, or give another --csv")
+    model = open_published(version, arguments.variant or ("float32" if version.is_dir() else None))
+    result = evaluate_published(model, holdout)
+    if arguments.csv is not None:
+        _write_csv(arguments.csv, result.rows())
+    scalars = result.scalars()
+    if arguments.json:
+        _print_json({"version": model.version, "variant": model.variant, "holdout": scalars})
+        return 0
+    from server.evaluation.tables import tables
+    from server.status import output
+
+    console = output()
+    console.print(f"{model.study.name} {model.version}, {model.variant}", markup=False)
+    for part in tables(scalars):
+        console.print()
+        console.print(part)
+    return 0
+
+
+def _evaluate_round(arguments: argparse.Namespace, run: RunFolder) -> int:
+    run.read_study()
+    if arguments.variant is not None or arguments.csv is not None:
+        raise UsageError(
+            "--variant and --csv are of published versions, and this evaluates the weights after a round; leave them "
+            "out, or publish the round first"
+        )
+    holdout = _holdout(arguments.holdout, run)
+    from server import results
+
+    result: Mapping[str, Any] = results.evaluate(run, holdout, arguments.round)
     if arguments.json:
         _print_json(result)
         return 0
@@ -274,14 +361,25 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); give another --csv") from error
+
+
 def _publish(arguments: argparse.Namespace) -> int:
     run = _run_folder(arguments.run)
     study = run.read_study()
     wanted = study.evaluation.holdout or arguments.holdout is not None
     holdout = _holdout(arguments.holdout, run) if wanted else None
-    from server import coordinator
+    from server import results
 
-    result: Mapping[str, Any] = coordinator.publish(run, holdout, arguments.round)
+    old_holdout = None if arguments.old_holdout is None else _existing(arguments.old_holdout, "--old-holdout")
+    result: Mapping[str, Any] = results.publish(run, holdout, arguments.round, old_holdout, explain=arguments.explain)
     if arguments.json:
         _print_json(result)
         return 0
@@ -289,6 +387,10 @@ def _publish(arguments: argparse.Namespace) -> int:
 
     publication = result.get("publication", result)
     output().print(variants_table(publication))
+    if continual := result.get("continual"):
+        from server.continual import continual_table
+
+        output().print(continual_table(continual))
     print(f"\nThe model lies in {publication.get('folder')}")
     return 0
 

@@ -1,4 +1,4 @@
-"""The coordinator of one study: compiles it, listens, runs the program, publishes; also for finished runs."""
+"""The coordinator of one study: compiles it, listens, runs the program, publishes."""
 
 from __future__ import annotations
 
@@ -12,46 +12,72 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from common.cli import STOPPED
-from common.errors import DataError, NetworkError, RunFolderError, UsageError, WardroundError
+from common.errors import RunFolderError, UsageError, WardroundError
 from common.learning.runtime import configure_tensorflow, keep_little_memory, release_memory
-from common.security.certificates import Identity, load_identity
+from common.security.certificates import load_identity
 from common.study import Study
-from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
-from common.wire.tensors import Array, TensorSpec
+from common.wire.channel import parse_address
+from common.wire.tensors import Array
+from server.results import Evaluated, finite, open_holdout, publish_round
 from server.run_folder import RunFolder, write_atomically
+from server.serving import bind, serve
 from server.status import last_round
 
 if TYPE_CHECKING:
-    from server.evaluation import ForwardPass, Holdout, HoldoutResult
+    from common.learning.plan import StudyPlan
+    from server.starting import Start
 
 _log = logging.getLogger("wardround.coordinator")
 _STOPPED_NOTICE = "the coordinator was stopped; start it again with the same command to go on"
 
 
-def run(study: Study, run: RunFolder, *, listen: str, identity: Path, holdout: Path | None) -> int:
+@dataclass(frozen=True)
+class Setup:
+    """How a coordinator was started.
+
+    Attributes
+    ----------
+    listen : the address to serve, host:port.
+    identity : the folder of its certificate and key.
+    holdout, old_holdout : labelled images of its own, and those by which the study was judged that this one starts
+        from.
+    serve : whether sites may fetch what is published after the study's end, until somebody stops the coordinator.
+    """
+
+    listen: str
+    identity: Path
+    holdout: Path | None = None
+    old_holdout: Path | None = None
+    serve: bool = False
+
+
+def run(study: Study, run: RunFolder, setup: Setup) -> int:
     """Coordinate the study to its end, from where the run folder stands. Returns the exit code.
 
     Raises
     ------
     WardroundError : each kind with its own exit code; `status.json` then holds the message too.
     """
+    if setup.old_holdout is not None and study.training.start_from is None:
+        raise UsageError("--old-holdout: only for a study that starts from a published model (training.start_from)")
     run.prepare(study)
     with run.locked():
         if run.is_finished():
             _log.info("study %s is complete already; its figures are in %s", study.name, run.report)
-            return 0
-        return asyncio.run(_run(study, run, listen=listen, identity=identity, holdout=holdout))
+            code = 0
+        else:
+            code = asyncio.run(_run(study, run, setup))
+    # Not under the lock: a run that is only served may be published from, and nobody coordinates it.
+    return asyncio.run(serve(study, run, setup.listen, setup.identity)) if setup.serve and code == 0 else code
 
 
-async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, holdout: Path | None) -> int:
+async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
     from server.status_writer import StatusWriter
 
     status = StatusWriter(run, study)
@@ -63,11 +89,12 @@ async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, hol
         loop.add_signal_handler(number, main.cancel)
     server = None
     try:
-        server, port = _bind(parse_address(listen), load_identity(identity))
-        status.set(address=f"{parse_address(listen).host}:{port}")
+        address = parse_address(setup.listen)
+        server, port = bind(address, load_identity(setup.identity))
+        status.set(address=f"{address.host}:{port}")
         status.write()
-        _log.info("listening on %s port %d", parse_address(listen).host, port)
-        return await _coordinate(study, run, server, status, holdout)
+        _log.info("listening on %s port %d", address.host, port)
+        return await _coordinate(study, run, server, status, setup)
     except asyncio.CancelledError:
         status.set(state="stopped", notice=_STOPPED_NOTICE)
         _log.info("%s", _STOPPED_NOTICE)
@@ -92,40 +119,25 @@ async def _run(study: Study, run: RunFolder, *, listen: str, identity: Path, hol
             status.write()
 
 
-def _bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
-    """A server that holds the address but does not answer yet; returns it and its port. Loads no TensorFlow.
-
-    Raises
-    ------
-    NetworkError : the port is in use or not allowed.
-    """
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    try:
-        port = server.add_secure_port(str(address), server_credentials(identity))
-    except RuntimeError as error:
-        raise NetworkError(
-            f"{address}: cannot listen there; the port may be in use. Choose another with --listen, or stop "
-            "the program "
-            f"that holds it (`ss -ltnp 'sport = :{address.port}'` names it)"
-        ) from error
-    return server, port
-
-
-async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, holdout: Path | None) -> int:
+async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, setup: Setup) -> int:
     started = time.monotonic()
-    evaluated = await asyncio.to_thread(_open_holdout, study, holdout)
+    evaluated = await asyncio.to_thread(open_holdout, study, setup.holdout)
+    old = await asyncio.to_thread(open_holdout, study, setup.old_holdout, "--old-holdout")
 
-    def load() -> Any:
+    def load() -> tuple[StudyPlan, Start | None]:
         keep_little_memory()
         configure_tensorflow(study.training.threads)
         from common.learning.plan import build_plan
+        from common.models import build_network
+        from server.starting import starting_weights
 
+        start = starting_weights(study, run, build_network(study))
         plan = build_plan(study)
         gc.collect()  # compiling leaves cycles behind, at 31M weights a fifth of a coordinator's memory
         release_memory()
-        return plan
+        return plan, start
 
-    plan = await asyncio.to_thread(load)
+    plan, start = await asyncio.to_thread(load)
     _log.info("plan %s compiled in %.1f s", plan.digest.hex()[:16], time.monotonic() - started)
 
     import tensorflow_federated as tff
@@ -134,14 +146,14 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
     from server.federation import Federation
     from server.journal import Journal
     from server.program import Learning, Releases, run_study
-    from server.service import start
+    from server.service import answer
     from server.state import FileStateManager, ModelReleaseManager
 
     journal = Journal(run.journal)
     ledger = SiteLedger(run.sites)
     federation = Federation(plan, run.updates, journal, changed=status.changed, round_closed=ledger.record)
     status.federation = federation
-    await start(server, federation)
+    await answer(server, federation, run.published)
     status.set(state="waiting for sites")
 
     models = ModelReleaseManager(run.models)
@@ -173,14 +185,17 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
             classes=study.task.foreground,
             states=FileStateManager(run.state),
             releases=releases,
-            evaluate_holdout=evaluated.scalars if evaluated is not None else None,
+            evaluate_holdout=_scalars(evaluated) if evaluated is not None else None,
             annotate=ledger.summary,
+            start=start.weights if start is not None else None,
         )
     journal.note("trained", rounds=outcome.rounds, best_round=outcome.best_round)
     federation.finish(f"study {study.name} is complete after {outcome.rounds} rounds")
     await federation.drained()
     status.set(state="publishing")
-    report = await asyncio.to_thread(_report, study, run, outcome.best_round, outcome.best_score, evaluated, started)
+    report = await asyncio.to_thread(
+        publish_round, study, run, outcome.best_round, outcome.best_score, evaluated, old, start, started
+    )
     write_atomically(run.report, json.dumps(report, indent=1))
     journal.note("published", version=report["publication"]["version"])
     journal.close()
@@ -189,42 +204,13 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, ho
     return 0
 
 
-class _Evaluated:
-    """The holdout and the network's forward pass over it, in TensorFlow, on all cores."""
+def _scalars(evaluated: Evaluated) -> Callable[[Sequence[Array]], Awaitable[Mapping[str, Any]]]:
+    """Maps weights to the holdout's metrics of them, in a thread."""
 
-    def __init__(self, study: Study, holdout: Holdout) -> None:
-        self._study = study
-        self.holdout = holdout
-        self.latest: HoldoutResult | None = None
+    async def scalars(weights: Sequence[Array]) -> Mapping[str, Any]:
+        return (await asyncio.to_thread(evaluated.evaluate, weights)).scalars(each_case=True)
 
-    @cached_property
-    def _forward(self) -> ForwardPass:
-        from common.models import build_network
-        from server.evaluation import ForwardPass
-
-        return ForwardPass(self._study, build_network(self._study))
-
-    def evaluate(self, weights: Sequence[Array]) -> HoldoutResult:
-        """The holdout result of these weights."""
-        predict = self._forward.with_weights(weights)
-        self.latest = self.holdout.evaluate(predict, tile=self._study.publishing.tile, threads=os.cpu_count() or 1)
-        return self.latest
-
-    async def scalars(self, weights: Sequence[Array]) -> Mapping[str, Any]:
-        """The holdout's metrics of these weights."""
-        return (await asyncio.to_thread(self.evaluate, weights)).scalars(each_case=True)
-
-
-def _open_holdout(study: Study, folder: Path | None) -> _Evaluated | None:
-    if folder is None or not study.evaluation.holdout:
-        return None
-    from server.evaluation import Holdout
-
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; give the coordinator's own labelled images with --holdout, or leave it out"
-        )
-    return _Evaluated(study, Holdout(study, folder))
+    return scalars
 
 
 class _InThread:
@@ -241,7 +227,7 @@ class _InThread:
 class _LastRow:
     """A release manager that tells status and log of the newest row and writes the holdout's cases to a CSV."""
 
-    def __init__(self, status: Any, run: RunFolder, rounds: int, evaluated: _Evaluated | None) -> None:
+    def __init__(self, status: Any, run: RunFolder, rounds: int, evaluated: Evaluated | None) -> None:
         self._status = status
         self._run = run
         self._rounds = rounds
@@ -255,7 +241,7 @@ class _LastRow:
             "round": key,
             "train_loss": float(value["train"]["loss"]),
             "validation_dice": value.get("validation", {}).get("dice"),
-            "holdout_dice": _finite(holdout.get("dice")),
+            "holdout_dice": finite(holdout.get("dice")),
             "seconds": value.get("seconds"),
         }
         _log.info("%s", last_round({"last": last, "rounds": self._rounds}))
@@ -331,108 +317,3 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], drop_from_round: i
         if new:
             writer.writeheader()
         writer.writerows(rows)
-
-
-def _report(
-    study: Study,
-    run: RunFolder,
-    best_round: int,
-    score: float | None,
-    evaluated: _Evaluated | None,
-    started: float | None,
-) -> dict[str, Any]:
-    """Evaluates and publishes one round's weights; returns the report, where `best_round` is that round."""
-    from server.publishing import publish as publish_files
-
-    weights = _weights(study, run, best_round)
-    result = evaluated.evaluate(weights) if evaluated is not None else None
-    holdout = evaluated.holdout if evaluated is not None else None
-    details = {"round": best_round, "rounds": study.training.rounds, "validation_dice": score}
-    version = _next_version(run.published)
-    publication = publish_files(study, weights, holdout, run.published / version, details=details, progress=_log.info)
-    report = {
-        "study": study.name,
-        "rounds": study.training.rounds,
-        "best_round": best_round,
-        "validation_dice": score,
-        "holdout": _finite(result.scalars()) if result is not None else None,
-        "publication": {**publication, "version": version, "folder": str(run.published / version)},
-        "seconds": round(time.monotonic() - started, 1) if started is not None else None,
-    }
-    finite: dict[str, Any] = _finite(report)
-    return finite
-
-
-def _weights(study: Study, run: RunFolder, round_number: int) -> list[Array]:
-    from common.models import build_network
-    from server.state import load_weights
-
-    specs = [TensorSpec("float32", spec.shape) for spec in build_network(study).specs]
-    return load_weights(run.models, round_number, specs)
-
-
-def _next_version(folder: Path) -> str:
-    numbers = [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
-    return f"v{max(numbers, default=0) + 1}"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: a figure that does not exist is null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and value != value:
-        return None
-    return value
-
-
-def _chosen_round(study: Study, run: RunFolder, round_number: int | None) -> tuple[int, float | None]:
-    """The round asked for, or the best one that status knows, or the last kept; and its validation Dice, if any."""
-    if round_number is not None:
-        return round_number, _validation_dice(run, round_number)
-    best = run.read_status().get("best")
-    if best:
-        return int(best["round"]), best["validation_dice"]
-    kept = sorted(int(path.stem) for path in run.models.glob("*.tensors") if path.stem.isdigit())
-    if not kept:
-        raise RunFolderError(f"{run.path}: no round's model was kept yet; wait for the end of a round")
-    return kept[-1], _validation_dice(run, kept[-1])
-
-
-def _validation_dice(run: RunFolder, round_number: int) -> float | None:
-    """What `rounds.csv` says of the round; None where the sites did not validate or the round has no row."""
-    if not run.rounds.exists():
-        return None
-    with run.rounds.open(newline="") as file:
-        found = [row.get("validation/dice") for row in csv.DictReader(file) if row["round"] == str(round_number)]
-    return _finite(float(found[-1])) if found and found[-1] else None
-
-
-def evaluate(run: RunFolder, holdout: Path, round_number: int | None) -> dict[str, Any]:
-    """Holdout metrics of a kept round of this run: {"round", "holdout"}."""
-    study = run.read_study()
-    chosen, score = _chosen_round(study, run, round_number)
-    opened = _required_holdout(study, holdout)
-    configure_tensorflow(study.training.threads)
-    result = opened.evaluate(_weights(study, run, chosen))
-    return {"round": chosen, "validation_dice": score, "holdout": _finite(result.scalars())}
-
-
-def publish(run: RunFolder, holdout: Path | None, round_number: int | None) -> dict[str, Any]:
-    """Publishes a kept round of this run as a new version; returns the report."""
-    study = run.read_study()
-    chosen, score = _chosen_round(study, run, round_number)
-    opened = _open_holdout(study, holdout)
-    configure_tensorflow(study.training.threads)
-    report = _report(study, run, chosen, score, opened, None)
-    if not run.report.exists():  # the study's own final figures stay as they are
-        write_atomically(run.report, json.dumps(report, indent=1))
-    return report
-
-
-def _required_holdout(study: Study, folder: Path) -> _Evaluated:
-    opened = _open_holdout(study, folder)
-    if opened is None:
-        raise UsageError("evaluation.holdout is false in this study; there is nothing to evaluate on")
-    return opened

@@ -55,6 +55,7 @@ async def run_study(
     releases: Releases,
     evaluate_holdout: Callable[[Any], Awaitable[Metrics]] | None = None,
     annotate: Callable[[int], Metrics] = lambda number: {},
+    start: Sequence[Any] | None = None,
 ) -> Outcome:
     """Train from the last saved state, or from the beginning, to the last round.
 
@@ -68,9 +69,14 @@ async def run_study(
     releases : where metrics and weights go.
     evaluate_holdout : maps the weights to the coordinator's own metrics.
     annotate : what the platform knows of a round (sites, seconds), put before its metrics.
+    start : the weights to begin from, in the order in which they are released; None: those of the process.
     """
     tff.program.check_in_federated_context()
     initial = await tff.program.materialize_value(learning.train.initialize())
+    if start is not None:
+        # Optimizers begin anew: what they remember is of another study's updates.
+        chosen = _model_of(learning.train, start)
+        initial = await tff.program.materialize_value(learning.train.set_model_weights(initial, chosen))
     beginning = collections.OrderedDict(
         state=initial,
         training_data=training_data.iterator(),
@@ -90,7 +96,7 @@ async def run_study(
         weights = await tff.program.materialize_value(learning.train.get_model_weights(state))
         validation, holdout = await asyncio.gather(
             _evaluate(learning.evaluate, weights, program["validation_data"], classes),
-            evaluate_holdout(weights.trainable) if evaluate_holdout is not None else _nothing(),
+            evaluate_holdout(_tensors(weights)) if evaluate_holdout is not None else _nothing(),
         )
         score = validation.get("dice")
         better = score is None or score > program["best_score"]
@@ -99,7 +105,7 @@ async def run_study(
             program["best_round"] = np.int32(number)
             program["best_score"] = np.float32(-1.0 if score is None else score)
         if (better and score is not None) or number == rounds:
-            await releases.model.release(weights.trainable, number)
+            await releases.model.release(_tensors(weights), number)
         row = collections.OrderedDict(annotate(number), train=metrics["client_work"]["train"])
         if validation:
             row["validation"] = validation
@@ -122,6 +128,17 @@ async def _save(
     """Saves; only then may weights go that the state before still calls the best."""
     await states.save(program, number)
     releases.best_changed(int(program["best_round"]), _score(program))
+
+
+def _tensors(weights: tff.learning.models.ModelWeights) -> list[Any]:
+    """A model's weights as they are kept and published: what is trained, then the statistics."""
+    return [*weights.trainable, *weights.non_trainable]
+
+
+def _model_of(process: tff.learning.templates.LearningProcess, weights: Sequence[Any]) -> Any:
+    """`_tensors`, the other way round."""
+    trained = len(process.get_model_weights.type_signature.result.trainable)
+    return tff.learning.models.ModelWeights(tuple(weights[:trained]), tuple(weights[trained:]))
 
 
 def _score(program: Mapping[str, Any]) -> float | None:

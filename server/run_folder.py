@@ -30,6 +30,7 @@ class RunFolder:
         self.holdout = path / "holdout.csv"
         self.journal = path / "journal.sqlite"
         self.state = path / "state"
+        self.start = path / "start"
         self.models = path / "models"
         self.updates = path / "updates"
         self.tensorboard = path / "tensorboard"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 
-from common.errors import RunFolderError, WardroundError, WireError
-from common.security.certificates import peer_name
+from common.errors import RunFolderError, WireError
 from common.version import VERSION
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.tensors import BlobWriter, Stored, encode_chunks, read_tensors
 from server.federation import TAKEN_OVER, Call, Connection, Federation
 from server.rounds import Kind, Stage
+from server.serving import Published, require_site
 
 _KINDS = {Kind.TRAIN: pb.TRAIN, Kind.EVALUATE: pb.EVALUATE}
 
@@ -24,12 +26,13 @@ _KINDS = {Kind.TRAIN: pb.TRAIN, Kind.EVALUATE: pb.EVALUATE}
 class FederationService(rpc.FederationServicer):
     """One study's service. Every refusal has a gRPC status and a sentence that the site shows its operator."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: Federation, published: Path) -> None:
         self._federation = federation
+        self._published = Published(federation.study, published)
         self._study = federation.study.name
         self._digest = federation.plan.digest
 
-    # --- the three calls --------------------------------------------------------------------------------------------
+    # --- the calls -----------------------------------------------------------------------------------------------
 
     async def Attend(
         self, requests: AsyncIterator[pb.SiteMessage], context: Any
@@ -97,6 +100,12 @@ class FederationService(rpc.FederationServicer):
             call.bytes_down[request.envelope.site] = call.bytes_down.get(request.envelope.site, 0) + len(chunk)
             yield pb.Chunk(data=bytes(chunk))
 
+    async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.FetchMessage]:
+        """Streams a published version."""
+        async with contextlib.aclosing(self._published.fetch(request, context)) as messages:
+            async for message in messages:
+                yield message
+
     async def Upload(self, requests: AsyncIterator[pb.UploadMessage], context: Any) -> pb.UploadReceipt:
         """Takes an update; answers when it is on disk, verified, and journaled."""
         started = time.monotonic()
@@ -161,22 +170,7 @@ class FederationService(rpc.FederationServicer):
 
     async def _check(self, envelope: pb.Envelope, context: Any) -> None:
         """The sender is the site it speaks for, a member of this study, and holds this plan."""
-        certificates = context.auth_context().get("x509_pem_cert", [])
-        try:
-            role, name = peer_name(certificates[0]) if certificates else ("", "")
-        except WardroundError as error:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-            raise
-        if role != "site" or name != envelope.site:
-            await context.abort(
-                grpc.StatusCode.PERMISSION_DENIED,
-                f"the certificate is of {name or 'nobody'!r}, the message speaks for {envelope.site!r}; "
-                "start the site with its own identity",
-            )
-        if envelope.site not in self._federation.study.cohort.sites:
-            await context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, f"{envelope.site!r} is not in the cohort of study {self._study!r}"
-            )
+        await require_site(envelope, self._federation.study, context)
         if envelope.study != self._study or envelope.plan_digest != self._digest:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -231,7 +225,8 @@ def _stage(name: str) -> Stage:
     return stage if stage not in (Stage.DONE, Stage.FAILED) else Stage.ASSIGNED
 
 
-async def start(server: grpc.aio.Server, federation: Federation) -> None:
-    """From here on sites are answered."""
-    rpc.add_FederationServicer_to_server(FederationService(federation), server)  # type: ignore[no-untyped-call]
+async def answer(server: grpc.aio.Server, federation: Federation, published: Path) -> None:
+    """From here on sites are answered; `published` holds the versions that they may fetch."""
+    service = FederationService(federation, published)
+    rpc.add_FederationServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     await server.start()

@@ -94,7 +94,7 @@ class ModelReleaseManager(tff.program.ReleaseManager):  # type: ignore[misc]
         self._folder = folder
 
     async def release(self, value: Any, key: int) -> None:
-        """Writes the trainable weights `value`, in the network's order, as round `key`."""
+        """Writes the weights `value`, in the network's order (`Network.specs`), as round `key`."""
         weights = await tff.program.materialize_value(value)
         await asyncio.to_thread(write_tensors, self._folder / f"{key:06d}{_SUFFIX}", to_numpy(list(weights)))
 

@@ -1,7 +1,8 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -181,3 +182,37 @@ class UploadReceipt(_message.Message):
     reason: str
     again: bool
     def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., accepted: bool = ..., reason: _Optional[str] = ..., again: bool = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("envelope", "version")
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    envelope: Envelope
+    version: str
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+
+class FetchMessage(_message.Message):
+    __slots__ = ("version", "data")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    version: PublishedVersion
+    data: bytes
+    def __init__(self, version: _Optional[_Union[PublishedVersion, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PublishedVersion(_message.Message):
+    __slots__ = ("study", "version", "files")
+    STUDY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    study: str
+    version: str
+    files: _containers.RepeatedCompositeFieldContainer[PublishedFile]
+    def __init__(self, study: _Optional[str] = ..., version: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PublishedFile, _Mapping]]] = ...) -> None: ...
+
+class PublishedFile(_message.Message):
+    __slots__ = ("name", "blob")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    blob: Blob
+    def __init__(self, name: _Optional[str] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...

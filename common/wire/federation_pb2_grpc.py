@@ -29,6 +29,11 @@ class FederationStub(object):
                 request_serializer=common_dot_wire_dot_federation__pb2.UploadMessage.SerializeToString,
                 response_deserializer=common_dot_wire_dot_federation__pb2.UploadReceipt.FromString,
                 )
+        self.Fetch = channel.unary_stream(
+                '/wardround.v1.Federation/Fetch',
+                request_serializer=common_dot_wire_dot_federation__pb2.FetchRequest.SerializeToString,
+                response_deserializer=common_dot_wire_dot_federation__pb2.FetchMessage.FromString,
+                )
 
 
 class FederationServicer(object):
@@ -55,6 +60,13 @@ class FederationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fetch(self, request, context):
+        """A published version: what it consists of, then the bytes of its files in that order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -72,6 +84,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.Upload,
                     request_deserializer=common_dot_wire_dot_federation__pb2.UploadMessage.FromString,
                     response_serializer=common_dot_wire_dot_federation__pb2.UploadReceipt.SerializeToString,
+            ),
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=common_dot_wire_dot_federation__pb2.FetchRequest.FromString,
+                    response_serializer=common_dot_wire_dot_federation__pb2.FetchMessage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,5 +148,22 @@ class Federation(object):
         return grpc.experimental.stream_unary(request_iterator, target, '/wardround.v1.Federation/Upload',
             common_dot_wire_dot_federation__pb2.UploadMessage.SerializeToString,
             common_dot_wire_dot_federation__pb2.UploadReceipt.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/wardround.v1.Federation/Fetch',
+            common_dot_wire_dot_federation__pb2.FetchRequest.SerializeToString,
+            common_dot_wire_dot_federation__pb2.FetchMessage.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

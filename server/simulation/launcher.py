@@ -28,6 +28,7 @@ from common.cli import INTERRUPTED
 from common.errors import DataError, RunFolderError, UsageError
 from common.security.certificates import ensure_simulation_identities
 from common.study import HOLDOUT, Study, load_study, parse_study
+from server.continual import continual_table
 from server.run_folder import RunFolder
 from server.simulation.hospitals import example_study, generate_hospitals
 from server.status import (
@@ -74,6 +75,7 @@ def simulate(
     json_output: bool = False,
     commands: Commands | None = None,
     grace: float = GRACE_SECONDS,
+    old_holdout: Path | None = None,
 ) -> int:
     """Runs a study on this machine and shows its results; returns the exit code.
 
@@ -86,6 +88,7 @@ def simulate(
     json_output : prints `report.json` to stdout at the end, and everything else to stderr.
     commands : what to start instead of Wardround's own commands.
     grace : how many seconds a process has to end when it is told to.
+    old_holdout : labelled images of the study whose model this one starts from.
 
     Raises
     ------
@@ -130,7 +133,7 @@ def simulate(
         ensure_simulation_identities(folder.identity, study.name, study.cohort.sites, ["127.0.0.1", "localhost"])
         say("The simulation makes its own certificates; in a real study every hospital keeps its own key.")
         stop.by_flag = True
-        launch = _Launch(study, folder, data.absolute(), commands or Commands(), console, stop, grace)
+        launch = _Launch(study, folder, data.absolute(), commands or Commands(), console, stop, grace, old_holdout)
         try:
             code = launch.run(in_process=in_process)
         finally:
@@ -301,6 +304,7 @@ class _Launch:
     console: Console
     stop: _Stop
     grace: float
+    old_holdout: Path | None = None
 
     def __post_init__(self) -> None:
         self.children = _Children(self.stop, self.grace)
@@ -335,6 +339,8 @@ class _Launch:
         ]  # fmt: skip
         if (self.data / HOLDOUT).is_dir():
             command += ["--holdout", str(self.data / HOLDOUT)]
+        if self.old_holdout is not None:
+            command += ["--old-holdout", str(self.old_holdout)]
         return self.children.start("the coordinator", command, self.folder.log)
 
     def _start_sites(self, address: str, *, in_process: bool) -> dict[_Child, list[str]]:
@@ -436,6 +442,8 @@ def _show_results(folder: RunFolder, console: Console, json_output: bool) -> Non
         console.print("", rounds_table(list(csv.DictReader(file))))
     if holdout := report.get("holdout"):
         console.print("", holdout_table(holdout))
+    if continual := report.get("continual"):
+        console.print("", continual_table(continual))
     if publication := report.get("publication"):
         console.print("", variants_table(publication), "")
         console.print(Text(f"The model lies in {publication.get('folder')}"), soft_wrap=True)

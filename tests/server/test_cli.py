@@ -22,7 +22,8 @@ import common.errors
 from common.cli import EXIT_CODES, STOPPED, run_command
 from common.errors import DataError, IdentityError, WardroundError
 from common.study import Study, parse_study
-from server.coordinator import _chosen_round, _LastRow
+from server.coordinator import _LastRow
+from server.results import _chosen_round
 from server.run_folder import RunFolder
 from server.simulation.hospitals import example_study
 from server.status import last_round

@@ -184,8 +184,14 @@ def _run_processes(study: Study, folder: Path) -> Path:
 
 @pytest.mark.system
 @pytest.mark.parametrize(
-    ("dimensions", "algorithm", "mu"),
-    [(2, "fedavg", None), (2, "fedprox", 0.5), (3, "fedavg", None), (3, "fedprox", 0.5)],
+    ("dimensions", "algorithm", "mu", "normalization"),
+    [
+        (2, "fedavg", None, "weight"),
+        (2, "fedprox", 0.5, "weight"),
+        (3, "fedavg", None, "weight"),
+        (3, "fedprox", 0.5, "weight"),
+        (2, "fedavg", None, "batch"),
+    ],
 )
 def test_native_runtime_plan_and_processes_end_in_the_same_weights(
     tiny_study: Callable[..., Study],
@@ -194,10 +200,13 @@ def test_native_runtime_plan_and_processes_end_in_the_same_weights(
     dimensions: int,
     algorithm: str,
     mu: float | None,
+    normalization: str,
 ) -> None:
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")  # the plan's, for the worker process of TFF's native runtime too
     # TFF's worker has a TensorFlow build of its own, whose rounding differs; small steps keep that from growing.
-    study = tiny_study(dimensions=dimensions, algorithm=algorithm, mu=mu, client="momentum", rate=7e-4)
+    study = tiny_study(
+        dimensions=dimensions, algorithm=algorithm, mu=mu, normalization=normalization, client="momentum", rate=7e-4
+    )
     study = dataclasses.replace(study, publishing=dataclasses.replace(study.publishing, variants=("float32",)))
     _write_sites(tmp_path / "data", dimensions)
     plan = build_plan(study)

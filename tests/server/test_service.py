@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import json
 import queue
 import sqlite3
 import threading
@@ -26,6 +27,7 @@ import pytest
 import tensorflow_federated as tff
 
 from client.agent import Agent
+from client.fetch import fetch
 from common.errors import IdentityError, PlanMismatchError, RunFolderError
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity
 from common.study import parse_study
@@ -36,7 +38,7 @@ from common.wire.tensors import TensorSpec, decode, encode_chunks, read_tensors
 from server.federation import Call, Federation, SiteData
 from server.journal import Journal
 from server.rounds import Stage
-from server.service import start
+from server.service import answer
 
 PATIENCE = 20.0  # seconds until a test gives up; nothing here takes one
 SITES = ("alpha", "beta", "gamma")
@@ -115,6 +117,7 @@ class Coordinator:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path, identity: Identity, port: int = 0) -> None:
         self._loop = loop
+        self.published = folder / "published"
         self.updates = folder / "updates"
         self.updates.mkdir(exist_ok=True)
         self.journal_file = folder / "journal.sqlite"
@@ -127,7 +130,7 @@ class Coordinator:
         self.address = Address("127.0.0.1", port)
         self.journal = Journal(self.journal_file)
         self.federation = Federation(PLAN, self.updates, self.journal)
-        await start(self._server, self.federation)
+        await answer(self._server, self.federation, self.published)
 
     def open(self, number: int = 1, *, weight: float = 0.0) -> Future[Any]:
         """Begins a round on a state of this weight; the future holds its result."""
@@ -389,6 +392,44 @@ def run(identities: dict[str, Identity]) -> Iterator[Callable[..., Future[str]]]
         agent.stop()
     for _, end in agents:
         end.exception(PATIENCE)
+
+
+# What sites fetch. -------------------------------------------------------------------------------------------------
+
+
+def test_a_site_fetches_a_version_while_a_round_is_under_way_and_needs_no_plan(
+    coordinator: Coordinator, identities: dict[str, Identity], tmp_path: Path
+) -> None:
+    round_ = coordinator.open()
+    version = coordinator.published / "v1"
+    version.mkdir(parents=True)
+    (version / "model.tflite").write_bytes(b"x" * 1000)
+    entry = {"file": "model.tflite", "sha256": sha256(b"x" * 1000).hex()}
+    (version / "manifest.json").write_text(json.dumps({"variants": [entry], "documents": {}}))
+    found = fetch(coordinator.address, identities["beta"], tmp_path / "out", study="digits")
+    assert (found.folder / "model.tflite").read_bytes() == b"x" * 1000
+    assert not round_.done()
+    with pytest.raises(IdentityError, match="'delta' is not in the cohort"):
+        fetch(coordinator.address, identities["delta"], tmp_path / "out")
+
+
+def test_a_site_that_first_connects_in_a_later_round_is_given_that_rounds_task(
+    coordinator: Coordinator, alpha: Site, beta: Site, gamma: Site
+) -> None:
+    for number in (1, 2):
+        result = coordinator.open(number)
+        alpha.upload(number=number)
+        beta.upload(number=number)
+        if number == 1:
+            coordinator.pass_deadline()
+            result.result(PATIENCE)
+    stream = gamma.attend()
+    assert stream.next().rounds == STUDY.training.rounds  # the welcome
+    assert stream.next().name.round == 2
+    assert gamma.upload(number=2).accepted
+    state = result.result(PATIENCE)["state"]
+    assert state["weights"][0] == 123  # the digits of alpha, beta and gamma
+    stream.close()
 
 
 # Who may speak, and by which plan. ----------------------------------------------------------------------------------

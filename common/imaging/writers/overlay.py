@@ -28,7 +28,7 @@ _COLOURS = np.array(
 )
 # From little to much; lighter all the way, so that it reads without colours too. The outline is not among them.
 _HEAT = np.array([(70, 0, 110), (190, 30, 80), (240, 110, 30), (255, 225, 90)], np.float32)
-_MOST_HEAT = 0.75
+_MOST_HEAT = 0.85
 _OUTLINE_ON_HEAT = _COLOURS[1]
 
 
@@ -147,7 +147,7 @@ def _heated(picture: Pixels, heat: npt.NDArray[np.float32]) -> Pixels:
     heat = np.clip(heat, 0, 1)
     levels = np.linspace(0, 1, len(_HEAT))
     colour = np.stack([np.interp(heat, levels, _HEAT[:, channel]) for channel in range(3)], axis=2)
-    share = _MOST_HEAT * np.sqrt(heat)[..., np.newaxis]  # so that the lower half is seen as well
+    share = _MOST_HEAT * heat[..., np.newaxis]
     mixed: Pixels = (grey * (1 - share) + colour * share).astype(np.uint8)
     return mixed
 

@@ -63,7 +63,7 @@ SAMPLE = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(arrays(), max_size=5), st.integers(1, 700))
 def test_any_tensors_come_back_bit_for_bit(tensors: list[np.ndarray], chunk_bytes: int) -> None:
     chunks = [bytes(chunk) for chunk in encode_chunks(tensors, chunk_bytes)]
@@ -154,7 +154,7 @@ def test_every_flipped_bit_of_header_and_padding_is_refused() -> None:
                 decode(flipped, specs_of(SAMPLE))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_blobs_raise_nothing_but_wire_errors(data: st.DataObject) -> None:
     blob = bytearray(blob_of(SAMPLE))
@@ -167,7 +167,7 @@ def test_damaged_blobs_raise_nothing_but_wire_errors(data: st.DataObject) -> Non
     assert blob_of(decoded) == blob  # values were changed, or nothing: it is a blob
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300), st.booleans())
 def test_random_bytes_are_refused(noise: bytes, with_header: bool) -> None:
     with pytest.raises(WireError):
@@ -181,7 +181,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(json_values, st.binary(max_size=64))
 def test_any_json_header_is_a_blob_or_a_wire_error(value: object, data: bytes) -> None:
     blob = blob_with_header(json.dumps(value, separators=(",", ":")).encode(), data)

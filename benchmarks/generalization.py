@@ -1,0 +1,391 @@
+"""What does each hospital gain by taking part, and what is lost against pooling all images?
+
+Arms, all from the same initial weights, with the same optimizer, cosine schedule, augmentations and patches:
+
+    alone SITE   trained on the images of one site
+    pooled       trained on the images of all sites in one place, patches drawn equally from them: the ceiling
+    fedavg       the study's own plan (`common.learning`), sites side by side in this process, no network between them
+    fedprox      the same with the proximal term of --mu
+
+Budget: every arm takes the same number of gradient steps, --steps, counted over all its sites. Pooled, and each site
+alone, take them one after the other; in a federation of n sites each takes 1/n of them, in --rounds rounds, so that its
+longest chain of steps is n times shorter, as its time on n machines would be. "Patches of each" is how many patches of
+a site's images an arm saw: n times as many for a site alone as for pooled and federated training.
+
+Every arm keeps its weights after 1/2, 3/4 and all of its steps; validation cases (the split that sites make of the
+study) choose one of the three: the site's own for a site alone, those of all sites, each site counting the same, for
+pooled and federated. The holdout only reports: mean Dice of every arm on every site's holdout cases.
+
+    gain      the mean of federated over sites with at least 10 holdout cases, relative to the mean over the sites
+              alone of the same figure
+    ceiling   the same mean of federated as a share of pooled's
+
+Rows that `results/generalization_STUDY.csv` already has (of the same arm, steps, rounds, filters and seed) are not
+computed again, and an arm that was interrupted goes on from its last checkpoint in --weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._pooled import (
+    ROOT,
+    Data,
+    Labelled,
+    Row,
+    Trainer,
+    batches,
+    dice_of,
+    each_case,
+    mean_of_sites,
+    predictor,
+    prepare,
+    read_rows,
+    segment,
+    shipped_study,
+    write_between,
+)
+from benchmarks._report import report
+from common.errors import DataError, WireError
+from common.learning.runtime import configure_tensorflow
+from common.study import Study
+from common.wire.tensors import read_tensors, write_tensors
+
+LARGE_SITE_CASES = 10
+FEDERATED = ("fedavg", "fedprox")
+_DOCS = ROOT / "docs" / "generalization.md"
+_STUDIES = ("nuclei", "hippocampus")
+_SNAPSHOTS = (0.5, 0.75, 1.0)
+_TEXT = frozenset(["arm"])
+_WHOLE = frozenset(["steps", "rounds", "filters", "seed", "chosen_step", "patches_of_each_source"])
+_IDENTITY = ("arm", "steps", "rounds", "filters", "seed")
+
+Weights = list[Any]
+
+
+def main() -> None:
+    """Trains and evaluates the arms asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=_STUDIES, default="nuclei", help="(default: nuclei)")
+    parser.add_argument("--data", type=Path, help="the folder of the study's sites and `holdout`")
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="where the arms' weights and checkpoints are kept")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help='some of the arms, such as "alone fluo_small"')
+    parser.add_argument("--steps", type=int, default=1600, help="gradient steps of each arm (default: 1600)")
+    parser.add_argument("--rounds", type=int, default=16, help="of the federated arms (default: 16)")
+    parser.add_argument("--mu", type=float, default=0.01, help="of FedProx (default: 0.01)")
+    parser.add_argument("--filters", type=int, metavar="N", help="of the network (default: the study's)")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights, patches, augmentations (default: 0)")
+    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints (default: 200)")
+    parser.add_argument("--threads", type=int, default=2, help="TensorFlow's threads (default: 2)")
+    parser.add_argument("--write-docs", action="store_true", help="only write the tables into docs/generalization.md")
+    options = parser.parse_args()
+    if options.write_docs:
+        write_docs(options.steps)
+        return
+    study = _study_of(options)
+    sites = study.cohort.sites
+    if options.data is None or options.weights is None:
+        parser.error("--data, --weights: give the folder of the sites and `holdout`, and one to keep weights in")
+    if min(options.steps, options.rounds, options.every, options.threads) < 1:
+        parser.error("--steps, --rounds, --every, --threads: expected positive numbers")
+    if options.steps % (options.rounds * len(sites)):
+        parser.error(
+            f"--steps: expected a multiple of {options.rounds} rounds x {len(sites)} sites, so that every arm takes as "
+            "many; change one of them"
+        )
+    arms = [*(f"alone {site}" for site in sites), "pooled", *FEDERATED]
+    if unknown := set(options.arms or ()) - set(arms):
+        parser.error(f"--arms: {', '.join(sorted(unknown))} not known; choose of {', '.join(arms)}")
+    name = f"generalization_{options.study}"
+    identity = {"steps": options.steps, "rounds": options.rounds, "filters": study.model.filters, "seed": options.seed}
+    done = {tuple(row[key] for key in _IDENTITY) for row in _rows(name)}
+    missing = [arm for arm in options.arms or arms if (arm, *identity.values()) not in done]
+    if not missing:
+        summarize([row for row in _rows(name) if all(row[key] == value for key, value in identity.items())])
+        return
+    configure_tensorflow(options.threads)
+    try:
+        data = Data.load(study, options.data)
+    except DataError as error:
+        parser.error(str(error))
+    options.weights.mkdir(parents=True, exist_ok=True)
+    for arm in missing:
+        print(f"{arm}: {options.steps} steps", flush=True)
+        row: Row = {"arm": arm, **identity}
+        row |= measure(data, arm, options)
+        report(name, [*_rows(name), row], _shown(sites))
+    summarize([row for row in _rows(name) if all(row[key] == value for key, value in identity.items())])
+
+
+def _study_of(options: argparse.Namespace) -> Study:
+    study = shipped_study(options.study)
+    model = dataclasses.replace(study.model, filters=options.filters or study.model.filters)
+    client = dataclasses.replace(study.training.client_optimizer, schedule="cosine", warmup_rounds=0)
+    training = dataclasses.replace(
+        study.training, rounds=options.rounds, threads=options.threads, client_optimizer=client
+    )
+    return dataclasses.replace(study, seed=options.seed, model=model, training=training)
+
+
+# One arm. ----------------------------------------------------------------------------------------------------------
+
+
+def measure(data: Data, arm: str, options: argparse.Namespace) -> Row:
+    """Train an arm, choose among its snapshots, and evaluate the chosen one on everybody's holdout."""
+    from common.models import build_network
+
+    study, sites = data.study, sorted(data.training)
+    network = build_network(study)
+    key = f"{options.study}-{arm.replace(' ', '-')}-{options.steps}-{options.rounds}-{study.model.filters}"
+    folder: Path = options.weights / f"{key}-{options.seed}"
+    folder.mkdir(exist_ok=True)
+    started = time.perf_counter()
+    if arm in FEDERATED:
+        snapshots = _federated(data, network, arm, options, folder)
+        sources = len(sites)
+    else:
+        site = arm.removeprefix("alone ")
+        own = data if arm == "pooled" else dataclasses.replace(data, training={site: data.training[site]})
+        snapshots = _together(own, network, options, folder)
+        sources = len(own.training)
+    seconds = time.perf_counter() - started
+    judges = [case for case in data.validation if arm in ("pooled", *FEDERATED) or arm == f"alone {case.site}"]
+    scores = {step: _mean(study, network, weights, judges, options.threads) for step, weights in snapshots.items()}
+    chosen = max(scores, key=lambda step: (-1.0 if math.isnan(scores[step]) else scores[step], step))
+    dice = _dice(study, network, snapshots[chosen], data.holdout, options.threads)
+    row: Row = {
+        "chosen_step": chosen,
+        "patches_of_each_source": options.steps * study.training.batch_size // sources,
+        "validation": round(scores[chosen], 4),
+    }
+    for site in sites:
+        found = [value for number, value in dice.items() if data.holdout[number].site == site]
+        row[f"holdout_{site}"] = round(float(np.mean(found)), 4) if found else math.nan
+        row[f"cases_{site}"] = len(found)
+    return row | {
+        "holdout_sites": round(mean_of_sites(data.holdout, dice), 4),
+        "holdout_large": round(_large(row, sites), 4),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _large(row: Mapping[str, Any], sites: Sequence[str]) -> float:
+    """The mean over the sites with enough holdout cases; NaN if there are none."""
+    found = [float(row[f"holdout_{site}"]) for site in sites if int(row[f"cases_{site}"]) >= LARGE_SITE_CASES]
+    return float(np.mean(found)) if found else math.nan
+
+
+def _operations(study: Study) -> Any:
+    """As a site computes that may choose: in bfloat16 where that is faster, the same in every arm."""
+    from common.models import operations_for
+
+    automatic = dataclasses.replace(study.training, precision="auto")
+    return operations_for(dataclasses.replace(study, training=automatic))
+
+
+def _together(data: Data, network: Any, options: argparse.Namespace, folder: Path) -> dict[int, Weights]:
+    """The snapshots of training on all of `data` in one place, by step."""
+    study, steps = data.study, options.steps
+    rate = study.training.client_optimizer.learning_rate
+    trainer = Trainer(study, network, steps, options.seed, _operations(study), rate)
+    if (state := _checkpoint(folder)) is not None:
+        trainer.restore(state)
+        print(f"going on after step {trainer.done}", flush=True)
+    losses = []
+    for images, labels in batches(data, study.augmentation, steps, options.seed, trainer.done):
+        losses.append(trainer.step(images, labels))
+        if trainer.done in _snapshot_points(steps):
+            write_tensors(folder / f"step-{trainer.done:06d}.tensors", trainer.weights())
+        if trainer.done % options.every == 0 or trainer.done == steps:
+            write_tensors(folder / "checkpoint.tensors", [np.asarray(value) for value in trainer.state()])
+            print(f"step {trainer.done} of {steps}: loss {np.mean([float(loss) for loss in losses]):.3f}", flush=True)
+            losses.clear()
+    return _snapshots(folder, steps)
+
+
+def _federated(data: Data, network: Any, arm: str, options: argparse.Namespace, folder: Path) -> dict[int, Weights]:
+    """The snapshots of a federation's rounds, by the steps that all sites took until then."""
+    import tensorflow as tf
+
+    from common.learning.graph import leaf_types, to_numpy
+    from common.learning.plan import RoundPlan
+    from common.learning.process import build_training_process
+
+    mu = options.mu if arm == "fedprox" else 0.0
+    training = dataclasses.replace(data.study.training, algorithm=arm, proximal_mu=mu)
+    study = dataclasses.replace(data.study, training=training)
+    plan = RoundPlan(build_training_process(study, _operations(study)))
+    state_leaves, weights_leaves = len(leaf_types(plan.state_type)), len(network.specs)
+    sites = sorted(data.training)
+    local = options.steps // (options.rounds * len(sites))
+    of_round = local * len(sites)
+    done = 0
+    state: list[Any] = plan.initialize()
+    if (kept := _checkpoint(folder)) is not None:
+        state, done = kept[:-1], int(kept[-1])
+        print(f"going on after round {done}", flush=True)
+    streams = {
+        site: _endless(dataclasses.replace(data, training={site: data.training[site]}), options, number, local, done)
+        for number, site in enumerate(sites)
+    }
+    element = (
+        tf.TensorSpec([None, *study.preprocessing.patch, study.task.channels], tf.float32),
+        tf.TensorSpec([None, *study.preprocessing.patch], tf.uint8),
+    )
+    for number in range(done + 1, options.rounds + 1):
+        broadcast = to_numpy(plan.prepare(*state))
+        total = plan.zero()
+        for site in sites:
+            drawn = [next(streams[site]) for _ in range(local)]
+            dataset = tf.data.Dataset.from_generator(lambda drawn=drawn: iter(drawn), output_signature=element)
+            plan.accumulate(total, plan.work(dataset, broadcast))
+        leaves = to_numpy(plan.update(state, plan.report(*total)))
+        state = leaves[:state_leaves]
+        loss = next(float(value) for value in leaves[state_leaves:] if value.dtype == np.float32 and not value.ndim)
+        print(f"round {number} of {options.rounds}, {number * of_round} steps: loss {loss:.3f}", flush=True)
+        if number in _snapshot_points(options.rounds):
+            weights = to_numpy(plan.prepare(*state))[:weights_leaves]  # a broadcast begins with the model
+            write_tensors(folder / f"step-{number * of_round:06d}.tensors", weights)
+        write_tensors(folder / "checkpoint.tensors", [*(np.asarray(leaf) for leaf in state), np.asarray(number)])
+    return _snapshots(folder, options.steps, of_round)
+
+
+def _endless(data: Data, options: argparse.Namespace, number: int, local: int, done: int) -> Iterator[Any]:
+    """All batches of one site's rounds, from the first one after `done` rounds; each site has a seed of its own."""
+    steps = options.rounds * local
+    yield from batches(data, data.study.augmentation, steps, 1000 * options.seed + number, done * local)
+
+
+def _snapshot_points(count: int) -> list[int]:
+    """After which of so many steps, or rounds, weights are kept."""
+    return [math.ceil(share * count) for share in _SNAPSHOTS]
+
+
+def _checkpoint(folder: Path) -> list[Any] | None:
+    path = folder / "checkpoint.tensors"
+    if not path.exists():
+        return None
+    try:
+        return list(read_tensors(path))
+    except WireError as error:
+        raise SystemExit(f"{error}; remove {folder} to train this arm anew") from error
+
+
+def _snapshots(folder: Path, steps: int, of_round: int = 1) -> dict[int, Weights]:
+    wanted = [of_round * number for number in _snapshot_points(steps // of_round)]
+    return {step: read_tensors(folder / f"step-{step:06d}.tensors") for step in wanted}
+
+
+# Evaluation. -------------------------------------------------------------------------------------------------------
+
+
+def _dice(study: Study, network: Any, weights: Weights, cases: Sequence[Labelled], threads: int) -> dict[int, float]:
+    """Dice by the case's number, of all that have anything to find or in which something was found."""
+    predict = predictor(study, network, weights)
+
+    def measured(number: int, case: Labelled) -> float:
+        del number
+        return dice_of(study, segment(study, predict, prepare(study, case.stored)), case.label)
+
+    values = each_case(cases, threads, measured)
+    return {number: value for number, value in enumerate(values) if not math.isnan(value)}
+
+
+def _mean(study: Study, network: Any, weights: Weights, cases: Sequence[Labelled], threads: int) -> float:
+    dice = _dice(study, network, weights, cases, threads)
+    return mean_of_sites(cases, dice) if dice else math.nan
+
+
+# The rows. ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(name: str) -> list[Row]:
+    rows = read_rows(name, _TEXT, _WHOLE)
+    return [{key: int(value) if key.startswith("cases_") else value for key, value in row.items()} for row in rows]
+
+
+def _shown(sites: Sequence[str]) -> dict[str, str]:
+    shown = {"arm": "arm", "steps": "steps", "patches_of_each_source": "patches of each", "chosen_step": "chosen"}
+    shown |= {"validation": "validation"} | {f"holdout_{site}": site for site in sites}
+    return shown | {"holdout_large": f">= {LARGE_SITE_CASES} cases", "holdout_sites": "all sites", "seconds": "s"}
+
+
+def gains(rows: Sequence[Row]) -> dict[str, float]:
+    """Figures over the arms: the mean of the sites alone, and of each federated arm its gain and share of pooled."""
+    # Where no site has enough holdout cases, all sites count.
+    column = "holdout_sites" if any(math.isnan(float(row["holdout_large"])) for row in rows) else "holdout_large"
+    found = {str(row["arm"]): float(row[column]) for row in rows}
+    alone = [value for arm, value in found.items() if arm.startswith("alone ")]
+    figures: dict[str, float] = {}
+    if alone:
+        figures["alone"] = float(np.mean(alone))
+    for arm in FEDERATED:
+        if arm in found and alone:
+            figures[f"{arm} gain"] = found[arm] / figures["alone"] - 1.0
+        if arm in found and "pooled" in found:
+            figures[f"{arm} of pooled"] = found[arm] / found["pooled"]
+    return figures
+
+
+def summarize(rows: Sequence[Row]) -> None:
+    """Print what the arms say together."""
+    for name, value in gains(rows).items():
+        form = "+.1%" if name.endswith("gain") else ".1%" if name.endswith("pooled") else ".4f"
+        print(f"{name}: {value:{form}}")
+
+
+def write_docs(steps: int) -> None:
+    """Put the tables of the runs of so many steps between the marks in docs/generalization.md."""
+    written = 0
+    for study in _STUDIES:
+        rows = [row for row in _rows(f"generalization_{study}") if row["steps"] == steps]
+        if rows:
+            write_between(_DOCS, f"<!-- {study}: begin -->\n", f"<!-- {study}: end -->\n", table(rows))
+            written += 1
+    if not written:
+        raise SystemExit(f"no rows of {steps} steps; run the benchmark first, or give --steps")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a row an arm, a column a site, and what follows from them."""
+    newest = {str(row["arm"]): row for row in rows}  # of one setting: the newest rows of each arm
+    order = [*sorted(arm for arm in newest if arm.startswith("alone ")), "pooled", *FEDERATED]
+    chosen = [newest[arm] for arm in order if arm in newest]
+    sites = [key.removeprefix("holdout_") for key in chosen[0] if key.startswith("holdout_")][:-2]
+    heading = ["", *(f"{site} (n={chosen[0][f'cases_{site}']})" for site in sites)]
+    heading += [f"sites of >= {LARGE_SITE_CASES}", "all sites", "patches of each source", "best after step", "seconds"]
+    first = chosen[0]
+    lines = [
+        "",
+        f"{first['steps']} gradient steps an arm, {first['filters']} filters; federated: {first['rounds']} rounds.",
+        "",
+        f"| {' | '.join(heading)} |",
+        "|---|" + "---:|" * (len(heading) - 1),
+    ]
+    for row in chosen:
+        cells = [f"{float(row[f'holdout_{site}']):.3f}" for site in sites]
+        cells += [f"{float(row['holdout_large']):.3f}", f"{float(row['holdout_sites']):.3f}"]
+        cells += [f"{row['patches_of_each_source']}", f"{row['chosen_step']}", f"{float(row['seconds']):.0f}"]
+        lines.append(f"| {row['arm']} | {' | '.join(cells)} |")
+    figures = gains(chosen)
+    lines.append("")
+    if "alone" in figures:
+        lines.append(f"- mean of the sites alone on everybody's holdout: {figures['alone']:.3f}")
+    for arm in FEDERATED:
+        if f"{arm} gain" in figures:
+            lines.append(f"- {arm} against it: {figures[f'{arm} gain']:+.1%}")
+        if f"{arm} of pooled" in figures:
+            lines.append(f"- {arm} as a share of pooled: {figures[f'{arm} of pooled']:.1%}")
+    return "\n".join([*lines, "", ""])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""`wardround-site fetch`: brings a published version from the coordinator to this site, which dials out as for a study.
+
+The version appears whole or not at all, and only if every file is as its manifest says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from common.errors import (
+    IdentityError,
+    NetworkError,
+    PublishError,
+    RunFolderError,
+    UsageError,
+    WardroundError,
+    WireError,
+)
+from common.inference.published import MANIFEST
+from common.inference.version_files import check_files, is_plain_name
+from common.security.certificates import Identity
+from common.whole_folder import appearing_whole
+from common.wire import federation_pb2 as pb
+from common.wire import federation_pb2_grpc as rpc
+from common.wire.channel import (
+    CHANNEL_OPTIONS,
+    Address,
+    channel_credentials,
+    connection_refusal,
+    connection_trouble,
+)
+from common.wire.tensors import BlobWriter
+
+_TRIES = 3
+_SPARE_BYTES = 2**20  # what a file system needs beside the files themselves
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A version at this site: its folder, what it is of, its size; `was_here`: nothing had to be fetched."""
+
+    folder: Path
+    study: str
+    version: str
+    size: int
+    was_here: bool
+
+
+def fetch(address: Address, identity: Identity, out: Path, *, study: str = "", version: str = "") -> Fetched:
+    """Bring a published version to the folder `out`/<version>.
+
+    Parameters
+    ----------
+    study : refuse another one; "" takes what the coordinator serves.
+    version : such as "v3"; "" for the newest.
+
+    Raises
+    ------
+    NetworkError : the coordinator cannot be reached, or the line broke.
+    IdentityError : the coordinator refuses this site, or is not the one that this site's identity is for.
+    UsageError : the coordinator has another study, or no such version; or another version of that name is there.
+    PublishError : nothing is published yet, or the version is damaged where it comes from.
+    RunFolderError : the disk is full, or the folder cannot be written.
+    WireError : it arrived damaged, several times.
+    """
+    request = pb.FetchRequest(envelope=pb.Envelope(study=study, site=identity.name), version=version)
+    with grpc.secure_channel(str(address), channel_credentials(identity), options=CHANNEL_OPTIONS) as channel:
+        stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call]
+        for tried in range(1, _TRIES + 1):
+            try:
+                return _receive(stub.Fetch(request), out)
+            except grpc.RpcError as error:
+                raise _failure(address, error) from error
+            except WireError:
+                if tried == _TRIES:
+                    raise
+    raise AssertionError("unreachable")
+
+
+def _receive(stream: Any, out: Path) -> Fetched:
+    messages = iter(stream)
+    try:
+        head = next(messages, None)
+        if head is None or head.WhichOneof("body") != "version":
+            raise WireError("the coordinator's answer does not begin with what it will send; is it of this version?")
+        version = head.version
+        _check_head(version)
+        folder = out / version.version
+        size = sum(entry.blob.size for entry in version.files)
+        if folder.exists():
+            _require_same(folder, version.files[0].blob.sha256)
+            return Fetched(folder, version.study, version.version, size, was_here=True)
+        _make_room(out, size)
+        with appearing_whole(folder, RunFolderError) as partial:
+            pieces = _pieces(messages)
+            rest = b""
+            for entry in version.files:
+                rest = _write(partial / entry.name, entry.blob, rest, pieces)
+            if rest or next(pieces, b""):
+                raise WireError(f"{version.version}: more arrived than was announced; it was not kept")
+            check_files(partial)
+        return Fetched(folder, version.study, version.version, size, was_here=False)
+    finally:
+        stream.cancel()
+
+
+def _check_head(version: pb.PublishedVersion) -> None:
+    names = [entry.name for entry in version.files]
+    wrong = [name for name in (version.version, *names) if not is_plain_name(name)]
+    if wrong or not names or names[0] != MANIFEST or len(set(names)) != len(names):
+        raise PublishError(f"the coordinator announces files that are no published version's ({names}); do not use it")
+
+
+def _require_same(folder: Path, digest: bytes) -> None:
+    """What is there already is this very version, undamaged."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file() or hashlib.sha256(manifest.read_bytes()).digest() != digest:
+        raise UsageError(f"{folder}: exists already and is of another study or run; give another --out")
+    check_files(folder)
+
+
+def _make_room(out: Path, size: int) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise RunFolderError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
+    needed = size + _SPARE_BYTES
+    if free < needed:
+        raise RunFolderError(
+            f"{out}: the disk has {free / 1e6:.1f} MB left, the version needs {needed / 1e6:.1f} MB; free space, or "
+            "give another --out"
+        )
+
+
+def _pieces(messages: Iterator[Any]) -> Iterator[bytes]:
+    for message in messages:
+        if message.WhichOneof("body") == "data":
+            yield message.data
+
+
+def _write(path: Path, blob: pb.Blob, rest: bytes, pieces: Iterator[bytes]) -> bytes:
+    """Writes one file from what is left of the last piece, and more of them; returns what is of the next file."""
+    with BlobWriter(path, limit=blob.size) as writer:
+        missing = blob.size
+        while missing:
+            piece = rest or next(pieces, b"")
+            if not piece:
+                break  # `commit` says how much arrived
+            writer.write(piece[:missing])
+            rest = piece[missing:]
+            missing -= min(missing, len(piece))
+        writer.commit(blob.sha256, blob.size)
+    return rest
+
+
+def _failure(address: Address, error: Any) -> WardroundError:
+    """What gRPC's error means to who wants to fetch."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.NOT_FOUND:
+        return UsageError(f"{details}; correct --study, --version or --coordinator")
+    if code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.DATA_LOSS):
+        return PublishError(f"the coordinator at {address}: {details}")
+    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+        return IdentityError(f"the coordinator at {address} refuses this site: {details}")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return NetworkError(
+            f"{address}: something answers there that is no coordinator, or one of a version that published models "
+            "cannot be fetched from; check --coordinator, or copy the version's folder"
+        )
+    refused = connection_refusal(address, details)
+    trouble = connection_trouble(address, details or str(code))
+    return refused or NetworkError(
+        f"{trouble}; fetch again when it runs (after a study, its coordinator serves with --serve)"
+    )

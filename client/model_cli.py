@@ -1,0 +1,140 @@
+"""`wardround-site fetch` and `personalize`: getting a published model, and making it this site's own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.study import Study
+
+_CACHE_BYTES = 20 * 10**9
+
+
+def add_model_commands(commands: Any) -> None:
+    """Adds the sub-commands to those of `wardround-site` (what `add_subparsers` returned)."""
+    fetch = commands.add_parser(
+        "fetch",
+        help="bring a published model from the coordinator",
+        description="Brings a published version from the coordinator to this site, whole or not at all, every file "
+        "checked against its manifest.",
+    )
+    fetch.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="where to dial")
+    fetch.add_argument(
+        "--identity", type=Path, required=True, metavar="DIR", help="folder with this site's certificate"
+    )
+    fetch.add_argument(
+        "--study", default="", metavar="NAME", help="refuse any other study (default: whatever is served)"
+    )
+    fetch.add_argument("--version", default="", metavar="V", help="such as v3 (default: the newest)")
+    fetch.add_argument("--out", type=Path, required=True, metavar="DIR", help="the version becomes a folder in here")
+    fetch.add_argument("--json", action="store_true", help="print JSON")
+    fetch.set_defaults(handler=_fetch)
+
+    personalize = commands.add_parser(
+        "personalize",
+        help="fine-tune a published model on this site's own images",
+        description="Fine-tunes a published model on this site's training cases, measures it before and after on its "
+        "validation cases (both as in the study), and keeps the personal model only if it gained. Nothing leaves the "
+        "site.",
+    )
+    personalize.add_argument("model", type=Path, metavar="MODEL", help="the folder of a published version")
+    personalize.add_argument(
+        "--data",
+        required=True,
+        metavar="NAME|FOLDER",
+        help="registered data sets (several separated by commas), or a folder of cases",
+    )
+    personalize.add_argument("--registry", type=Path, metavar="FILE", help="where data sets are registered")
+    personalize.add_argument("--out", type=Path, required=True, metavar="DIR", help="the personal model's folder, new")
+    personalize.add_argument("--epochs", type=_positive, default=5, metavar="N", help="(default: %(default)s)")
+    personalize.add_argument(
+        "--rate", type=_share, default=0.1, metavar="R", help="times the study's learning rate (default: %(default)s)"
+    )
+    personalize.add_argument("--json", action="store_true", help="print JSON")
+    personalize.set_defaults(handler=_personalize)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError(text)
+    return value
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from client.fetch import fetch  # gRPC takes a while to load
+    from common.security.certificates import load_identity
+    from common.wire.channel import parse_address
+
+    address, identity = parse_address(options.coordinator), load_identity(options.identity)
+    found = fetch(address, identity, options.out, study=options.study, version=options.version)
+    if options.json:
+        result = {
+            "folder": str(found.folder),
+            "study": found.study,
+            "version": found.version,
+            "bytes": found.size,
+            "was_here": found.was_here,
+        }
+        print(json.dumps(result))
+    elif found.was_here:
+        print(f"{found.study} {found.version} is here already, undamaged: {found.folder}")
+    else:
+        print(f"{found.study} {found.version}, {found.size / 1e6:.1f} MB: {found.folder}")
+    return 0
+
+
+def _personalize(options: argparse.Namespace) -> int:
+    from client.datasets import SiteDataset
+    from client.personalize import personalize, refuse_existing, report_of
+    from common.inference.version_files import open_weights
+    from common.learning.runtime import configure_tensorflow
+
+    def progress(words: str) -> None:
+        print(words, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    refuse_existing(options.out)
+    configure_tensorflow(open_weights(options.model).study.training.threads)
+    with tempfile.TemporaryDirectory(prefix="wardround-") as work:  # prepared images are those of patients
+        opened: list[SiteDataset] = []
+
+        def open_cases(study: Study) -> SiteDataset:
+            from client.case_cache import CaseCache
+            from client.data_selection import select
+
+            cases = select(study, options.data, Path(work), options.registry)
+            opened.append(SiteDataset(study, "personal", cases, CaseCache(Path(work) / "cache", _CACHE_BYTES)))
+            return opened[-1]
+
+        result = personalize(options.model, open_cases, epochs=options.epochs, rate=options.rate, progress=progress)
+        if result.gained:
+            from client.personal_version import write_personal
+
+            write_personal(result, options.model, options.out, opened[-1], progress)
+    report = report_of(result, options.out if result.gained else None)
+    if options.json:
+        print(json.dumps(report))
+        return 0
+    print(
+        f"Dice on {result.validation_cases} validation cases: {result.mean_before:.4f} before, "
+        f"{result.mean_after:.4f} after {options.epochs} epochs on {result.training_cases} training cases"
+    )
+    for name in result.before if len(result.before) > 1 else ():
+        print(f"  {name}: {result.before[name]:.4f} before, {result.after[name]:.4f} after")
+    if result.gained:
+        print(f"The personal model lies in {options.out}")
+    else:
+        print("It did not gain, so it was not kept: go on with the published model")
+    return 0

@@ -1,0 +1,194 @@
+"""What needs no round and no TensorFlow: the address that a coordinator holds, and serving what a run has published."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from common.errors import NetworkError, WardroundError
+from common.inference.published import MANIFEST
+from common.inference.version_files import listed_files
+from common.security.certificates import Identity, load_identity, peer_name
+from common.study import Study
+from common.version import VERSION
+from common.wire import federation_pb2 as pb
+from common.wire import federation_pb2_grpc as rpc
+from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
+from common.wire.tensors import CHUNK_BYTES
+from server.run_folder import RunFolder
+
+_log = logging.getLogger("wardround.coordinator")
+
+
+def bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
+    """A server that holds the address but does not answer yet; returns it and its port.
+
+    Raises
+    ------
+    NetworkError : the port is in use or not allowed.
+    """
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    try:
+        port = server.add_secure_port(str(address), server_credentials(identity))
+    except RuntimeError as error:
+        raise NetworkError(
+            f"{address}: cannot listen there; the port may be in use. Choose another with --listen, or stop "
+            "the program "
+            f"that holds it (`ss -ltnp 'sport = :{address.port}'` names it)"
+        ) from error
+    return server, port
+
+
+async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> int:
+    """Lets sites fetch what a finished run has published, until somebody stops this process; returns 0 then.
+
+    Sites that were away when the study ended, and dial still, are told that it is over.
+
+    Raises
+    ------
+    NetworkError, IdentityError : it cannot listen.
+    """
+    address = parse_address(listen)
+    server, port = bind(address, load_identity(identity))
+    rpc.add_FederationServicer_to_server(FinishedService(study, run.published), server)  # type: ignore[no-untyped-call]
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await server.start()
+    run.write_status({**run.read_status(), "address": f"{address.host}:{port}"})
+    _log.info("serving what %s has published on %s port %d, until stopped", study.name, address.host, port)
+    await stopped.wait()
+    await server.stop(grace=1.0)
+    return 0
+
+
+async def require_site(envelope: pb.Envelope, study: Study, context: Any) -> None:
+    """Ends the call unless the sender is the site it speaks for, and a member of the study."""
+    certificates = context.auth_context().get("x509_pem_cert", [])
+    try:
+        role, name = peer_name(certificates[0]) if certificates else ("", "")
+    except WardroundError as error:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        raise
+    if role != "site" or name != envelope.site:
+        await context.abort(
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"the certificate is of {name or 'nobody'!r}, the message speaks for {envelope.site!r}; "
+            "start the site with its own identity",
+        )
+    if envelope.site not in study.cohort.sites:
+        await context.abort(
+            grpc.StatusCode.PERMISSION_DENIED, f"{envelope.site!r} is not in the cohort of study {study.name!r}"
+        )
+
+
+class Published:
+    """The published versions of a run, for sites to fetch.
+
+    Parameters
+    ----------
+    study : of the run.
+    folder : holds a folder a version.
+    """
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self._study = study
+        self._folder = folder
+
+    async def fetch(self, request: pb.FetchRequest, context: Any) -> AsyncGenerator[pb.FetchMessage, None]:
+        """Streams a version: what it consists of, then the files' bytes, one after the other.
+
+        A study's name and a version that are empty mean the one served here, and the newest. No plan is asked for: who
+        fetches trains nothing. Refusals: NOT_FOUND for another study or a version that does not exist,
+        FAILED_PRECONDITION where nothing is published yet, DATA_LOSS where the version's files are not all there.
+        """
+        await require_site(request.envelope, self._study, context)
+        if request.envelope.study not in ("", self._study.name):
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"the coordinator runs study {self._study.name!r}, not {request.envelope.study!r}",
+            )
+        versions = await asyncio.to_thread(self._versions)
+        if not versions:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"study {self._study.name!r} has published nothing yet; fetch again when it is over",
+            )
+        wanted = request.version or next(reversed(versions))
+        if wanted not in versions:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"study {self._study.name!r} has no version {wanted!r}; there is {', '.join(versions)}",
+            )
+        folder = versions[wanted]
+        try:
+            files = await asyncio.to_thread(_files_of, folder)
+            yield pb.FetchMessage(version=pb.PublishedVersion(study=self._study.name, version=wanted, files=files))
+            for entry in files:
+                with (folder / entry.name).open("rb") as file:
+                    while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                        yield pb.FetchMessage(data=data)
+        except (OSError, WardroundError):
+            _log.exception("version %s cannot be sent", wanted)
+            await context.abort(
+                grpc.StatusCode.DATA_LOSS, f"version {wanted!r} is damaged at the coordinator; its log says more"
+            )
+        _log.info("%s fetched version %s", request.envelope.site, wanted)
+
+    def _versions(self) -> dict[str, Path]:
+        """The folders of all versions by name, the newest last."""
+        found = [path for path in self._folder.glob("v*") if path.name[1:].isdecimal() and (path / MANIFEST).is_file()]
+        return {path.name: path for path in sorted(found, key=lambda path: int(path.name[1:]))}
+
+
+def _files_of(folder: Path) -> list[pb.PublishedFile]:
+    """The manifest, by which the others are checked, and what it lists."""
+    manifest = (folder / MANIFEST).read_bytes()
+    digests = {MANIFEST: hashlib.sha256(manifest).hexdigest(), **listed_files(manifest)}
+    return [
+        pb.PublishedFile(name=name, blob=pb.Blob(sha256=bytes.fromhex(digest), size=(folder / name).stat().st_size))
+        for name, digest in digests.items()
+    ]
+
+
+class FinishedService(rpc.FederationServicer):
+    """A study that is over: its published versions can be fetched, and sites that attend are told so."""
+
+    def __init__(self, study: Study, published: Path) -> None:
+        self._study = study
+        self._published = Published(study, published)
+
+    async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.FetchMessage]:
+        """See `Published.fetch`."""
+        async with contextlib.aclosing(self._published.fetch(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+    async def Attend(
+        self, requests: AsyncIterator[pb.SiteMessage], context: Any
+    ) -> AsyncIterator[pb.CoordinatorMessage]:
+        """Tells the site that the study is over."""
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return
+        await require_site(first.envelope, self._study, context)
+        if first.envelope.study != self._study.name:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"plan: the coordinator ran study {self._study.name!r}, the site came with {first.envelope.study!r}",
+            )
+        # The envelope is the site's own: there is no plan any more that could differ.
+        yield pb.CoordinatorMessage(
+            envelope=first.envelope, welcome=pb.Welcome(version=VERSION, rounds=self._study.training.rounds)
+        )
+        reason = f"study {self._study.name} is complete after {self._study.training.rounds} rounds"
+        yield pb.CoordinatorMessage(envelope=first.envelope, finished=pb.Finished(reason=reason))

@@ -1,0 +1,127 @@
+"""`wardround-site personalize`: a real published version, real images, real training; short of all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client import cli
+from client.personalize import tuning_study
+from common.inference.golden import load_golden
+from common.inference.lite import LiteModel
+from common.inference.published import open_published
+from common.inference.version_files import check_files, open_weights
+from common.models import build_network
+from common.study import Study, parse_study
+from server.publishing import publish
+from server.simulation.hospitals import generate_hospitals
+
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return parse_study(
+        """
+        study: tiny
+        seed: 3
+        task: {dimensions: 2, channels: 3, classes: [background, cell], labels: instances}
+        model: {filters: 4, depth: 2, head: sigmoid}
+        preprocessing: {patch: [32, 32]}
+        training:
+          rounds: 7
+          patches_per_epoch: 80
+          batch_size: 8
+          client_optimizer: {name: adam, learning_rate: 2e-2}
+        cohort: {sites: [east, north]}
+        evaluation: {validation_fraction: 0.4}
+        publishing: {variants: [float32], tile: [64, 64]}
+        """
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("personalize") / "hospitals"
+    generate_hospitals(folder, seed=1, images_per_site={"east": 5}, holdout_per_site=1, size=64)
+    return folder / "east"
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory, study: Study) -> Path:
+    """Weights that nobody trained."""
+    folder = tmp_path_factory.mktemp("version") / "v4"
+    weights = [weight.numpy() for weight in build_network(study).initial_weights(study.seed)]
+    publish(study, weights, None, folder, details={"round": 7})
+    return folder
+
+
+def call(capsys: pytest.CaptureFixture[str], version: Path, site: Path, out: Path, *options: str) -> dict[str, object]:
+    arguments = ["personalize", str(version), "--data", str(site), "--out", str(out), "--json", *options]
+    assert cli.main(arguments) == 0
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_model_that_gained_is_kept_as_a_folder_that_prediction_takes(
+    version: Path, site: Path, study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "personal"
+    report = call(capsys, version, site, out, "--epochs", "4", "--rate", "1")
+    dice = report["dice"]
+    assert isinstance(dice, dict)
+    assert dice["after"] > dice["before"] + 0.1
+    assert (report["kept"], report["training_cases"], report["validation_cases"]) == (True, 3, 2)
+    check_files(out)
+    model = open_published(out)
+    assert (model.version, model.study) == ("v4-personal", study)
+    golden = load_golden(out)
+    assert golden.difference(LiteModel(model.file)) < 0.05
+    personal, base = open_weights(out), open_weights(version)
+    assert any(np.any(mine != theirs) for mine, theirs in zip(personal.weights, base.weights, strict=True))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["details"]["personalized_from"]["sha256"] == base.sha256
+    float32 = manifest["variants"][0]
+    assert float32["dice"] == pytest.approx(dice["after"], abs=1e-3)
+    assert {variant["name"] for variant in manifest["variants"]} == {"float32", "dynamic_range"}
+
+
+def test_a_model_that_did_not_gain_is_not_kept(
+    version: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = call(capsys, version, site, tmp_path / "personal", "--epochs", "1", "--rate", "1e-12")
+    assert report["kept"] is False
+    assert not list(tmp_path.iterdir())
+    out = str(tmp_path / "personal")
+    arguments = ["personalize", str(version), "--data", str(site), "--out", out, "--epochs", "1", "--rate", "1e-12"]
+    assert cli.main(arguments) == 0
+    assert "It did not gain, so it was not kept" in capsys.readouterr().out
+
+
+def test_a_folder_that_exists_is_refused_before_training(
+    version: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["personalize", str(version), "--data", str(site), "--out", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_site_without_validation_cases_cannot_tell(
+    version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate_hospitals(tmp_path / "one", seed=1, images_per_site={"east": 1}, holdout_per_site=1, size=64)
+    arguments = ["personalize", str(version), "--data", str(tmp_path / "one" / "east"), "--out", str(tmp_path / "p")]
+    assert cli.main(arguments) == 3
+    assert "1 training and 0 validation cases" in capsys.readouterr().err
+
+
+def test_the_published_study_is_gone_on_with_gently(study: Study) -> None:
+    tuned = tuning_study(study, epochs=3, rate=0.1)
+    assert tuned.training.rounds == 3
+    assert tuned.training.client_optimizer.learning_rate == pytest.approx(2e-3)
+    assert tuned.training.client_optimizer.schedule == "cosine"
+    assert (tuned.training.server_optimizer.name, tuned.training.server_optimizer.learning_rate) == ("sgd", 1.0)
+    # Which cases validate, and how images are prepared, is as it was.
+    assert (tuned.seed, tuned.evaluation, tuned.preprocessing) == (study.seed, study.evaluation, study.preprocessing)
