@@ -14,9 +14,11 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from common.models.operations import Operations
+from common.models.operations import Operations, dimensions_of
 
 _CPU_INFO = Path("/proc/cpuinfo")
+# The kernel's gradient of some 3D convolutions of smaller images is what lies in memory (TensorFlow 2.14, oneDNN).
+_LEAST_SIZE = 3
 
 
 class Bfloat16Operations(Operations):
@@ -27,6 +29,8 @@ class Bfloat16Operations(Operations):
 
     def convolve(self, images: tf.Tensor, kernel: tf.Tensor, *, stride: int = 1, dilation: int = 1) -> tf.Tensor:
         """As `Operations.convolve`."""
+        if dimensions_of(images) == 3 and not _is_safe(images):
+            return super().convolve(images, kernel, stride=stride, dilation=dilation)
         result = super().convolve(_rounded(images), _rounded(kernel), stride=stride, dilation=dilation)
         return tf.cast(result, tf.float32)
 
@@ -54,6 +58,10 @@ def has_fast_bfloat16(cpu_info: Path) -> bool:
         return False
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return "amx_bf16" in flags and "amx_tile" in flags
+
+
+def _is_safe(images: tf.Tensor) -> bool:
+    return all(size is not None and size >= _LEAST_SIZE for size in images.shape[1:-1])
 
 
 def _rounded(values: tf.Tensor) -> tf.Tensor:
