@@ -20,8 +20,8 @@ pooled and federated. The holdout only reports: mean Dice of every arm on every 
               alone of the same figure
     ceiling   the same mean of federated as a share of pooled's
 
-Rows that `results/generalization_STUDY.csv` already has (of the same arm, steps, rounds, filters and seed) are not
-computed again, and an arm that was interrupted goes on from its last checkpoint in --weights.
+Rows that `results/generalization_STUDY.csv` already has (of the same arm, steps, rounds, filters, seed and, of fedprox,
+mu) are not computed again, and an arm that was interrupted goes on from its last checkpoint in --weights.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _STUDIES = ("nuclei", "hippocampus")
 _SNAPSHOTS = (0.5, 0.75, 1.0)
 _TEXT = frozenset(["arm"])
 _WHOLE = frozenset(["steps", "rounds", "filters", "seed", "chosen_step", "patches_of_each_source"])
-_IDENTITY = ("arm", "steps", "rounds", "filters", "seed")
+_IDENTITY = ("arm", "steps", "rounds", "filters", "seed", "mu")
 
 Weights = list[Any]
 
@@ -105,11 +105,10 @@ def main() -> None:
     if unknown := set(options.arms or ()) - set(arms):
         parser.error(f"--arms: {', '.join(sorted(unknown))} not known; choose of {', '.join(arms)}")
     name = f"generalization_{options.study}"
-    identity = {"steps": options.steps, "rounds": options.rounds, "filters": study.model.filters, "seed": options.seed}
-    done = {tuple(row[key] for key in _IDENTITY) for row in _rows(name)}
-    missing = [arm for arm in options.arms or arms if (arm, *identity.values()) not in done]
+    identities = {arm: _identity(arm, study.model.filters, options) for arm in arms}
+    missing = [arm for arm in options.arms or arms if identities[arm] not in map(_identity_of, _rows(name))]
     if not missing:
-        summarize([row for row in _rows(name) if all(row[key] == value for key, value in identity.items())])
+        summarize([row for row in _rows(name) if _identity_of(row) in identities.values()])
         return
     configure_tensorflow(options.threads)
     try:
@@ -119,10 +118,19 @@ def main() -> None:
     options.weights.mkdir(parents=True, exist_ok=True)
     for arm in missing:
         print(f"{arm}: {options.steps} steps", flush=True)
-        row: Row = {"arm": arm, **identity}
-        row |= measure(data, arm, options)
+        row = identities[arm] | measure(data, arm, options)
         report(name, [*_rows(name), row], _shown(sites))
-    summarize([row for row in _rows(name) if all(row[key] == value for key, value in identity.items())])
+    summarize([row for row in _rows(name) if _identity_of(row) in identities.values()])
+
+
+def _identity(arm: str, filters: int, options: argparse.Namespace) -> Row:
+    """What a row and a checkpoint must agree in to be of the same training; without a proximal term mu is 0."""
+    values = (arm, options.steps, options.rounds, filters, options.seed, options.mu if arm == "fedprox" else 0.0)
+    return dict(zip(_IDENTITY, values, strict=True))
+
+
+def _identity_of(row: Mapping[str, Any]) -> Row:
+    return {key: row[key] for key in _IDENTITY}
 
 
 def _study_of(options: argparse.Namespace) -> Study:
@@ -144,8 +152,10 @@ def measure(data: Data, arm: str, options: argparse.Namespace) -> Row:
 
     study, sites = data.study, sorted(data.training)
     network = build_network(study)
-    key = f"{options.study}-{arm.replace(' ', '-')}-{options.steps}-{options.rounds}-{study.model.filters}"
-    folder: Path = options.weights / f"{key}-{options.seed}"
+    key = (
+        f"{options.study}-{arm.replace(' ', '-')}-{options.steps}-{options.rounds}-{study.model.filters}-{options.seed}"
+    )
+    folder: Path = options.weights / (f"{key}-{options.mu:g}" if arm == "fedprox" else key)
     folder.mkdir(exist_ok=True)
     started = time.perf_counter()
     if arm in FEDERATED:
@@ -374,7 +384,8 @@ def table(rows: Sequence[Row]) -> str:
         cells = [f"{float(row[f'holdout_{site}']):.3f}" for site in sites]
         cells += [f"{float(row['holdout_large']):.3f}", f"{float(row['holdout_sites']):.3f}"]
         cells += [f"{row['patches_of_each_source']}", f"{row['chosen_step']}", f"{float(row['seconds']):.0f}"]
-        lines.append(f"| {row['arm']} | {' | '.join(cells)} |")
+        title = f"{row['arm']} (mu {float(row['mu']):g})" if row["arm"] == "fedprox" else row["arm"]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     figures = gains(chosen)
     lines.append("")
     if "alone" in figures:

@@ -15,7 +15,7 @@ import grpc
 from client.datasets import Cancelled
 from client.transfer import BroadcastStore, join_scalars, upload
 from client.work import Worker
-from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, WireError
+from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError, WireError
 from common.security.certificates import Identity
 from common.version import VERSION
 from common.wire import federation_pb2 as pb
@@ -86,6 +86,7 @@ class Agent:
         IdentityError : the coordinator refuses this site's certificate, or is not who the certificate says.
         NetworkError : what answers at the address is no coordinator, or one whose certificate has another name.
         DataError : the site's data became unusable.
+        RunFolderError : the site's work folder cannot be read or written any more.
         """
         self._report({"state": "connecting", "notice": ""})
         pause = 0.2
@@ -146,7 +147,7 @@ class Agent:
                         _log.info("connected to %s (version %s)", self._address, body.version)
                         self._report({"state": "connected", "notice": ""})
                         self._silent_until = 0.0
-            except DataError:
+            except (DataError, RunFolderError):
                 outbox.put(None)  # nothing more from here; the coordinator ends the stream when it has read the reason
                 inbox.ended.wait(_LONGEST_PAUSE)
                 raise
@@ -218,6 +219,9 @@ class Agent:
                 _log.info("round %d (%s): given up, the coordinator has gone on or away", number, kind)
         except DataError as error:
             self._fail(task, outbox, "its data can no longer be read")
+            raise error
+        except RunFolderError as error:
+            self._fail(task, outbox, "its work folder can no longer be used")
             raise error
         except WireError as error:
             _log.warning("round %d (%s): %s", number, kind, error)

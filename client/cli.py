@@ -129,10 +129,12 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _gigabytes(text: str) -> float:
-    """A finite number of at least 0; argparse makes a usage error of the ValueError."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < math.inf:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"expected a number of gigabytes from 0, found {text!r}")
     return value
 
 

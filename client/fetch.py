@@ -6,6 +6,7 @@ The version appears whole or not at all, and only if every file is as its manife
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from common.errors import (
     WardroundError,
     WireError,
 )
-from common.inference.published import MANIFEST
-from common.inference.version_files import check_files, is_plain_name
+from common.inference.published import MANIFEST, is_plain_name
+from common.inference.version_files import check_files
 from common.security.certificates import Identity
 from common.whole_folder import appearing_whole
 from common.wire import federation_pb2 as pb
@@ -75,7 +76,7 @@ def fetch(address: Address, identity: Identity, out: Path, *, study: str = "", v
         stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call]
         for tried in range(1, _TRIES + 1):
             try:
-                return _receive(stub.Fetch(request), out)
+                return _receive(stub.Fetch(request), out, study, version)
             except grpc.RpcError as error:
                 raise _failure(address, error) from error
             except WireError:
@@ -84,18 +85,19 @@ def fetch(address: Address, identity: Identity, out: Path, *, study: str = "", v
     raise AssertionError("unreachable")
 
 
-def _receive(stream: Any, out: Path) -> Fetched:
+def _receive(stream: Any, out: Path, study: str, wanted: str) -> Fetched:
     messages = iter(stream)
     try:
         head = next(messages, None)
         if head is None or head.WhichOneof("body") != "version":
             raise WireError("the coordinator's answer does not begin with what it will send; is it of this version?")
         version = head.version
-        _check_head(version)
+        _check_head(version, study, wanted)
         folder = out / version.version
         size = sum(entry.blob.size for entry in version.files)
         if folder.exists():
             _require_same(folder, version.files[0].blob.sha256)
+            _check_names(folder / MANIFEST, version)
             return Fetched(folder, version.study, version.version, size, was_here=True)
         _make_room(out, size)
         with appearing_whole(folder, RunFolderError) as partial:
@@ -106,12 +108,18 @@ def _receive(stream: Any, out: Path) -> Fetched:
             if rest or next(pieces, b""):
                 raise WireError(f"{version.version}: more arrived than was announced; it was not kept")
             check_files(partial)
+            _check_names(partial / MANIFEST, version)
         return Fetched(folder, version.study, version.version, size, was_here=False)
     finally:
         stream.cancel()
 
 
-def _check_head(version: pb.PublishedVersion) -> None:
+def _check_head(version: pb.PublishedVersion, study: str, wanted: str) -> None:
+    if study not in ("", version.study) or wanted not in ("", version.version):
+        raise PublishError(
+            f"the coordinator announces {version.study!r} {version.version!r}, which is not what was asked for; check "
+            "--coordinator, and do not use what it sends"
+        )
     names = [entry.name for entry in version.files]
     wrong = [name for name in (version.version, *names) if not is_plain_name(name)]
     if wrong or not names or names[0] != MANIFEST or len(set(names)) != len(names):
@@ -121,9 +129,26 @@ def _check_head(version: pb.PublishedVersion) -> None:
 def _require_same(folder: Path, digest: bytes) -> None:
     """What is there already is this very version, undamaged."""
     manifest = folder / MANIFEST
-    if not manifest.is_file() or hashlib.sha256(manifest.read_bytes()).digest() != digest:
+    try:
+        found = hashlib.sha256(manifest.read_bytes()).digest() if manifest.is_file() else b""
+    except OSError as error:
+        raise PublishError(
+            f"{manifest}: cannot be read ({error.strerror or error}); correct its rights, or give another --out"
+        ) from error
+    if found != digest:
         raise UsageError(f"{folder}: exists already and is of another study or run; give another --out")
     check_files(folder)
+
+
+def _check_names(manifest: Path, version: pb.PublishedVersion) -> None:
+    """The manifest, which was checked to be one, is of the study and version that were announced."""
+    content = json.loads(manifest.read_bytes())
+    found = content.get("study"), content.get("version")
+    if found != (version.study, version.version):
+        raise PublishError(
+            f"the manifest is of study and version {found}, the coordinator announced {version.study!r} "
+            f"{version.version!r}; it was not kept: tell whoever runs the study"
+        )
 
 
 def _make_room(out: Path, size: int) -> None:

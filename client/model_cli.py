@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common.wording import printable
 
 if TYPE_CHECKING:
     from common.study import Study
@@ -60,17 +65,37 @@ def add_model_commands(commands: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, found {text!r}")
     return value
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP (unless ignored, as under nohup) end the command as Ctrl-C does: nothing stays behind."""
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+
+    def end(number: int, frame: Any) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)  # a second one does not disturb the cleaning up
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -90,9 +115,9 @@ def _fetch(options: argparse.Namespace) -> int:
         }
         print(json.dumps(result))
     elif found.was_here:
-        print(f"{found.study} {found.version} is here already, undamaged: {found.folder}")
+        print(f"{printable(found.study)} {found.version} is here already, undamaged: {found.folder}")
     else:
-        print(f"{found.study} {found.version}, {found.size / 1e6:.1f} MB: {found.folder}")
+        print(f"{printable(found.study)} {found.version}, {found.size / 1e6:.1f} MB: {found.folder}")
     return 0
 
 
@@ -107,7 +132,8 @@ def _personalize(options: argparse.Namespace) -> int:
 
     refuse_existing(options.out)
     configure_tensorflow(open_weights(options.model).study.training.threads)
-    with tempfile.TemporaryDirectory(prefix="wardround-") as work:  # prepared images are those of patients
+    # Prepared images are those of patients: they go however this ends.
+    with _ended_in_order(), tempfile.TemporaryDirectory(prefix="wardround-") as work:
         opened: list[SiteDataset] = []
 
         def open_cases(study: Study) -> SiteDataset:

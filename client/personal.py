@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from client.work import OnBatch, Worker
-from common.errors import DataError, WireError
+from common.errors import DataError, RunFolderError, WireError
 from common.learning.personal import Own, PersonalLayers
 from common.wire.tensors import Array, TensorSpec, read_tensors, write_tensors
 
@@ -33,6 +34,7 @@ class PersonalStore:
         Raises
         ------
         DataError : the file is damaged.
+        RunFolderError : the folder cannot be read.
         """
         number = max((number for number in self._rounds() if number <= round_number), default=None)
         if number is None:
@@ -46,15 +48,34 @@ class PersonalStore:
             ) from error
 
     def save(self, round_number: int, own: Own) -> None:
-        """Keeps the values after a round; later ones, of a run that was cut off, and old ones go."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self._path(round_number), own)
-        for number in self._rounds():
-            if not round_number - _KEEP < number <= round_number:
-                self._path(number).unlink(missing_ok=True)
+        """Keeps the values after a round; later ones, of a run that was cut off, and old ones go.
+
+        Raises
+        ------
+        RunFolderError : the folder cannot be written.
+        """
+        with self._told("written"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(self._path(round_number), own)
+            for number in self._rounds():
+                if not round_number - _KEEP < number <= round_number:
+                    self._path(number).unlink(missing_ok=True)
 
     def _rounds(self) -> list[int]:
-        return [int(path.stem) for path in self._folder.glob(f"*{_SUFFIX}") if path.stem.isdigit()]
+        with self._told("read"):
+            if not self._folder.exists():
+                return []
+            return [int(path.stem) for path in self._folder.iterdir() if path.suffix == _SUFFIX and path.stem.isdigit()]
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"{self._folder}: this site's own normalization cannot be {what} ({error.strerror or error}); check "
+                "the folder's rights and the disk's space, or give another --work"
+            ) from error
 
     def _path(self, round_number: int) -> Path:
         return self._folder / f"{round_number:06d}{_SUFFIX}"

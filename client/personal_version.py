@@ -66,10 +66,12 @@ def write_personal(
         manifest |= {
             "wardround": VERSION,
             "version": f"{result.base.version}-personal",
+            "model": {**manifest["model"], "works_alone": True},
             "details": {"personalized_from": origin_of(result.base)},
-            "personal": report_of(result, out),
+            "personal": {key: value for key, value in report_of(result, out).items() if key != "folder"},
             "variants": entries,
             "holdout": None,
+            "explanation": None,  # the base's explains the base
             "weights": {"file": "weights.tensors", "sha256": stored.digest.hex(), "bytes": stored.size},
             "golden": {**manifest["golden"], **_identified(pair), "tolerance": tolerance},
             "calibration_images": 0,
@@ -156,7 +158,8 @@ def _card(result: Personalized) -> str:
         "It is no medical device.",
         "| Dice on the site's validation cases | before | after |\n|---|---:|---:|\n"
         + "\n".join(f"| {name} | {result.before[name]:.4f} | {result.after[name]:.4f} |" for name in result.before),
-        f"{result.validation_cases} validation cases, which neither study nor fine-tuning trained on. The model "
-        "was kept because it gained on these very cases: with few of them, part of the gain may be chance.",
+        f"{result.validation_cases} validation cases, which fine-tuning did not train on; neither did the study, if "
+        "the data set is the one that it had. The model was kept because it gained on these very cases: with few of "
+        "them, part of the gain may be chance.",
     ]
     return "\n\n".join(lines) + "\n"

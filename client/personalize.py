@@ -1,6 +1,7 @@
 """`wardround-site personalize`: fine-tunes a published model on a site's own images, and keeps it if that helped.
 
-Training and validation cases are divided as in the study, so the validation cases were never trained on, by anybody.
+Training and validation cases are divided by the study's rule and seed. While the data set is the study's, the
+validation cases are those of the study, which nobody trained on; cases that came or went since may change the division.
 Nothing leaves the site.
 """
 

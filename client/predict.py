@@ -23,11 +23,12 @@ from client.predict_outputs import (
     write_measurements,
     write_results,
 )
-from common.errors import DataError, UsageError
+from common.errors import DataError, UsageError, WardroundError
 from common.imaging.case import Case
 from common.imaging.layouts.options import Layout
 from common.imaging.writers.codes import SegmentCodes, parse_codes
 from common.inference.explanation import open_explanation
+from common.inference.golden import check_golden
 from common.inference.lite import LiteModel
 from common.inference.measurements import Measurement, measurements_of
 from common.inference.prediction import predict_case
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     Raises
     ------
     UsageError : options do not fit the model or each other, or results exist already.
-    PublishError : the model is damaged or does not run.
+    PublishError : the model is damaged or does not run, or a delegate does not compute what was published.
     DataError : an input failed, after all others were segmented.
     """
     layout = Layout(_channel_map(options.channel_map), level=options.level)
@@ -81,14 +82,20 @@ def run(options: argparse.Namespace) -> int:
     if work and not options.force:
         refuse_existing([*(path for _, targets in work for path in targets.files.values()), table])
     if work:
-        _make(options.out)
         model = _open(published, options)
+        _make(options.out)
         for number, (case, targets) in enumerate(work, start=1):
             with _progress(f"{number}/{len(work)} {printable(case.name)}", quiet=options.json) as progress:
                 _segment(model, explaining, published, case, targets, codes, options, report, progress)
-        if report.measured:
+    failure: WardroundError | None = None
+    if report.measured:
+        try:
             write_measurements(table, report.measured, options.force)
-    _print(report, published, table, options.json)
+        except (DataError, UsageError) as error:  # once what was written is told
+            failure = error
+    _print(report, published, table if report.measured and failure is None else None, options.json)
+    if failure is not None:
+        raise failure
     if report.failed:
         total = len(inputs.cases) + len(inputs.refused)
         reasons = "\n".join(f"  {printable(name)}: {printable(reason)}" for name, reason in report.failed)
@@ -122,7 +129,7 @@ def _segment(
             )
         finally:
             predicted.case.close()
-    except DataError as error:
+    except (DataError, UsageError) as error:  # the latter where a result has appeared meanwhile
         report.failed.append((case.name, str(error).removeprefix(f"case {case.name}: ")))
         return
     except MemoryError:
@@ -150,7 +157,9 @@ def _refuse_misfits(options: argparse.Namespace, published: PublishedModel) -> N
 def _open(published: PublishedModel, options: argparse.Namespace) -> LiteModel:
     if options.delegate is None:
         return LiteModel(published.file, threads=_threads(options))
-    return LiteModel(published.file, threads=_threads(options), delegate=options.delegate)
+    model = LiteModel(published.file, threads=_threads(options), delegate=options.delegate)
+    check_golden(model, published.variant)  # a delegate that computes something else is told before any image is seen
+    return model
 
 
 def _threads(options: argparse.Namespace) -> int:
@@ -181,7 +190,7 @@ def _channel_map(given: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def _print(report: _Report, published: PublishedModel, table: Path, as_json: bool) -> None:
+def _print(report: _Report, published: PublishedModel, table: Path | None, as_json: bool) -> None:
     if as_json:
         result = {
             "model": {
@@ -191,7 +200,7 @@ def _print(report: _Report, published: PublishedModel, table: Path, as_json: boo
                 "sha256": published.sha256,
             },
             "written": report.written,
-            "measurements": str(table) if report.measured else None,
+            "measurements": str(table) if table else None,
             "failed": [{"input": name, "error": reason} for name, reason in report.failed],
         }
         print(json.dumps(result))
@@ -200,7 +209,7 @@ def _print(report: _Report, published: PublishedModel, table: Path, as_json: boo
         print(f"{printable(entry['input'])}: {', '.join(_amount(row) for row in entry['measurements'])}")
         for path in entry["files"].values():
             print(f"  {printable(path)}")
-    if report.measured:
+    if table:
         print(f"{table}: {published.study.name} {published.version}, {published.variant}")
 
 

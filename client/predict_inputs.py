@@ -10,15 +10,15 @@ from pathlib import Path
 from common.errors import DataError, UsageError
 from common.imaging.case import Case, Source
 from common.imaging.discovery import discover
-from common.imaging.findings import Code, Finding
+from common.imaging.findings import Finding
 from common.imaging.layouts.options import Layout
 from common.imaging.readers import suffix_of
 from common.imaging.readers.dicom_folder import scan_folder
 from common.study import Study
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31})=(.+)")
-# What keeps a case from being trained on, and says nothing of its images.
-_OF_LABELS = re.compile(r"\d+ labels for one case|label ")
+# Of an image and its label: what keeps a case from being trained on, and says nothing of its images.
+_OF_LABELS = "E2"
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def _kept_out(findings: Sequence[Finding]) -> dict[str, Finding]:
     """The first error of every case that is about its images."""
     out: dict[str, Finding] = {}
     for finding in findings:
-        is_of_label = _OF_LABELS.match(finding.message) or finding.code == Code.LABEL_WITHOUT_IMAGE.value[0]
-        if finding.level == "error" and finding.case and not is_of_label:
+        if finding.level == "error" and finding.case and not finding.code.startswith(_OF_LABELS):
             out.setdefault(finding.case, finding)
     return out
 

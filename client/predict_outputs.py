@@ -16,11 +16,13 @@ from common.errors import UsageError
 from common.imaging.case import Case, Source
 from common.imaging.facts import format_of
 from common.imaging.readers import suffix_of
-from common.imaging.writers import dicom_seg, nifti, object_masks, overlay, tiff
+from common.imaging.writers import dicom_seg, nifti, overlay, tiff
 from common.imaging.writers.codes import SegmentCodes
 from common.imaging.writers.whole_file import appearing_whole
 from common.inference.explanation import explained_planes
+from common.inference.instance_masks import numbered_masks
 from common.inference.lite import LiteModel
+from common.inference.mask_file import write_masks
 from common.inference.measurements import COLUMNS, Measurement, Unit
 from common.inference.pictures import planes_of
 from common.inference.prediction import Predicted
@@ -141,7 +143,9 @@ def write_results(
             labels = predicted.objects.astype(np.uint16) if small else predicted.objects
             _write_labels(path, labels, predicted, source)
         with appearing_whole(targets.masks, force) as path:
-            object_masks.write(path, predicted.objects, source.name, names[0])
+            depth, height, width = predicted.objects.shape
+            masks = numbered_masks(predicted.objects)
+            write_masks(path, masks, (depth, height, width), source.name, names[0])
     if targets.overlay is not None:
         with appearing_whole(targets.overlay, force) as path:
             overlay.write(path, planes_of(predicted, is_patient=file_format != "TIFF"))

@@ -33,6 +33,7 @@ class Worker(Protocol):
         Raises
         ------
         DataError : a case can no longer be read.
+        RunFolderError : the work folder cannot be read or written.
         """
 
     def cases(self, kind: str) -> int:

@@ -95,6 +95,11 @@ def publish_round(
     evaluated, old : the holdout, and that of the study whose model this one started from.
     start : what the run started from.
     began : when, by `time.monotonic()`; None where the study ended before.
+
+    Raises
+    ------
+    DataError : the holdout cannot be read. One that does not fit the study before costs the comparison alone.
+    PublishError : see `server.publishing.publish`.
     """
     from common.models import build_network
     from server.continual import compare
@@ -107,7 +112,10 @@ def publish_round(
     origin = dict(start.origin) if start is not None else {}
     if start is not None and start.study is not None and (evaluated is not None or old is not None):
         _log.info("comparing with the weights that the study started from")
-        origin["continual"] = compare(study, start, weights, evaluated, old, result)
+        try:
+            origin["continual"] = compare(study, start, weights, evaluated, old, result)
+        except DataError as error:  # the images may not fit the study before; the rounds are worth publishing anyway
+            _log.warning("published without the comparison with what the study started from: %s", error)
     details |= origin
     version = _next_version(run.published)
     publication = publish_files(study, weights, holdout, run.published / version, details=details, progress=_log.info)

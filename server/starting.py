@@ -154,16 +154,25 @@ def check_fits(study: Study, network: Network, found: PublishedWeights) -> None:
     # What weights of equal shapes may still mean otherwise.
     for key, mine, other in (
         ("task.classes", study.task.classes, found.study.task.classes),
+        ("task.labels", study.task.labels, found.study.task.labels),
         ("task.modalities", study.task.modalities, found.study.task.modalities),
         ("model.name", study.model.name, found.study.model.name),
         ("model.head", study.model.head, found.study.model.head),
         ("model.normalization", study.model.normalization, found.study.model.normalization),
+        ("preprocessing.patch (its dilations)", _dilations(study), _dilations(found.study)),
     ):
         if mine != other:
             raise StudyError(
                 f"{_KEY}: {key} is {_words(mine)} here and {_words(other)} in {whose}, whose weights (the last is "
                 f"{list(ours)[-1]}) would mean something else here; take the same {key}, or start from another version"
             )
+
+
+def _dilations(study: Study) -> tuple[str, ...]:
+    """What DeepLabv3+ takes from the patch, and the shapes of its weights do not show."""
+    from common.models.deeplabv3plus import aspp_rates
+
+    return tuple(map(str, aspp_rates(study.preprocessing.patch))) if study.model.name == "deeplabv3plus" else ()
 
 
 def _encoder(study: Study, network: Network) -> Start:

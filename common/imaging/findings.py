@@ -139,6 +139,7 @@ class Code(Enum):
         "all labels empty",
         "Check that the right labels were exported, and the data set's label map.",
     )
+    LABEL_TWICE = ("E209", "several labels for one case", "Keep one of them, and move the others away.")
     EMPTY_LABEL = (
         "W220",
         "empty label",
@@ -227,7 +228,7 @@ class Code(Enum):
         "no cases found",
         "Arrange the folder as the guide says, such as images/ and labels/ with files of the same names.",
     )
-    NAME_TWICE = ("E503", "two files for one image or label", "Keep one of them, and move the other away.")
+    NAME_TWICE = ("E503", "two files for one image", "Keep one of them, and move the other away.")
     TABLE = (
         "E504",
         "fault in the table of cases",

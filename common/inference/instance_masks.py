@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +66,19 @@ def masks_of(labels: npt.NDArray[Any]) -> list[InstanceMask]:
     compact = places.reshape(labels.shape).astype(np.int32) + (0 if has_background else 1)
     objects = numbers[1:] if has_background else numbers
     return [
-        InstanceMask(int(number), tuple(part.start for part in box), compact[box] == index)
-        for index, (number, box) in enumerate(zip(objects, ndimage.find_objects(compact), strict=True), start=1)
+        InstanceMask(int(number), mask.start, mask.mask)
+        for number, mask in zip(objects, numbered_masks(compact), strict=True)
     ]
+
+
+def numbered_masks(labels: npt.NDArray[np.int32]) -> Iterator[InstanceMask]:
+    """As `masks_of`, one mask at a time, for numbers that leave few out: memory holds a box for each up to the largest.
+
+    The image is not copied, so it may be one that is mapped from disk.
+    """
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is not None:
+            yield InstanceMask(number, tuple(part.start for part in box), labels[box] == number)
 
 
 def label_layers(masks: Iterable[InstanceMask], shape: Sequence[int]) -> npt.NDArray[np.int32]:

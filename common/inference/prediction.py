@@ -8,6 +8,7 @@ go to a temporary file.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -183,6 +184,15 @@ class _Maps:
     def _zeros(self, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
         if not self._is_large:
             return np.zeros(shape, dtype)
-        with tempfile.TemporaryFile(dir=self._temporary) as file:  # the mapping keeps it after it is closed
-            file.truncate(math.prod(shape) * np.dtype(dtype).itemsize)
-            return np.memmap(file, dtype, "r+", shape=shape)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        try:
+            with tempfile.TemporaryFile(dir=self._temporary) as file:  # the mapping keeps it after it is closed
+                # Where a mapping has no blocks behind it, a full disk would end the process.
+                os.posix_fallocate(file.fileno(), 0, size)
+                return np.memmap(file, dtype, "r+", shape=shape)
+        except OSError as error:
+            where = self._temporary or tempfile.gettempdir()
+            raise DataError(
+                f"its objects need {size / 1e9:.2g} GB of disk for a while, which {where} does not give "
+                f"({error.strerror or error}); free space in OUT, or give another --out"
+            ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ NEWEST_FORMAT = 1
 
 _AGAIN = "copy the version's folder again from where it was published"
 _BLOCK = 1 << 20
+_LONGEST_NAME = 200  # bytes; a file system takes 255, a partial file's name is longer than the file's
 
 Verify = Callable[[bytes, Path], None]
 """Called with a manifest's bytes and the version's folder before anything in either is believed; raises where they are
@@ -94,13 +96,28 @@ def open_published(path: Path, variant: str | None = None, verify: Verify | None
         version, note = str(manifest["version"]), str(entry.get("note") or "")
         recommended = bool(entry["recommended"])
         explaining = manifest.get("explanation")
-        # Its name alone, so that it lies in the folder whatever the manifest says.
-        explanation = explaining and ListedFile(folder / Path(str(explaining["file"])).name, str(explaining["sha256"]))
+        explanation = explaining and ListedFile(folder / str(explaining["file"]), str(explaining["sha256"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise _no_manifest(folder / MANIFEST, f"it lacks {error}") from error
+    for listed in (file, *([explanation.file] if explanation else [])):
+        if listed.parent != folder or not is_plain_name(listed.name):
+            raise PublishError(
+                f"{folder / MANIFEST}: names a file outside the version's folder ({str(listed)!r}); do not use it"
+            )
     study = _study_of(folder / "study.yaml", study_digest)
     ListedFile(file, digest).check()
     return PublishedModel(file, name, version, study, recommended, note, digest, explanation or None)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a file's name is one that stays in its folder, is shown there, and that any file system takes."""
+    return (
+        bool(name)
+        and not name.startswith(".")
+        and name.isprintable()
+        and not {"/", "\\"} & set(name)
+        and len(os.fsencode(name)) <= _LONGEST_NAME
+    )
 
 
 def _bytes_of(file: Path, given: Path) -> bytes:

@@ -1,13 +1,13 @@
 """From a network's answers on the prepared grid to classes on the stored one, a slab at a time.
 
-The same as `Grid.restore_probabilities` of all answers together, of which never more is held than a slab and what
-interpolation reaches around it.
+Probabilities are interpolated linearly and decided on the stored grid, which leaves smoother borders than classes
+brought back. Never more of them is held than a slab and what interpolation reaches around it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -42,8 +42,29 @@ def restored_classes(
     Volume
         uint8, shape (*stored_shape, 1); background where the prepared grid does not reach.
     """
-    axis = 3 - grid.dimensions  # of (z, y, x), along which slabs follow each other
     turned = np.zeros(grid.zoom.before, np.uint8)
+    for window, values in restored_slabs(slabs, grid):
+        turned[window] = decide(values)
+        keep(window, values)
+    array = np.ascontiguousarray(grid.orientation.undo(turned))[..., np.newaxis]
+    return Volume(array, spacing_of(grid.stored_affine), grid.stored_affine)
+
+
+def restored_slabs(
+    slabs: Iterable[tuple[slice, Floats]], grid: Grid
+) -> Iterator[tuple[tuple[slice, slice, slice], Floats]]:
+    """A network's probabilities on the grid that has the stored grid's spacing but the prepared one's orientation.
+
+    Parameters
+    ----------
+    slabs, grid : as of `restored_classes`.
+
+    Yields
+    ------
+    where : slices of (z, y, x), in order; nothing outside the crop comes.
+    probabilities : float32 of shape (z, y, x, outputs)
+    """
+    axis = 3 - grid.dimensions  # of (z, y, x), along which slabs follow each other
     where, back = grid.zoom.back(grid.crop)
     if back is None:
         for _ in slabs:  # nothing of it reaches the stored grid
@@ -59,13 +80,9 @@ def restored_classes(
                 first = where[axis].start
                 place = list(where)
                 place[axis] = slice(first + done, first + end)
-                window = tuple(place)
-                turned[window] = decide(values)
-                keep(window, values)
+                yield (place[0], place[1], place[2]), values
                 done = end
                 buffer.forget(_needed(back, axis, done, done + 1)[0] if done < back.after[axis] else slab.stop)
-    array = np.ascontiguousarray(grid.orientation.undo(turned))[..., np.newaxis]
-    return Volume(array, spacing_of(grid.stored_affine), grid.stored_affine)
 
 
 class _Buffer:

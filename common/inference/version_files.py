@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import PublishError, WireError
-from common.inference.published import MANIFEST, Verify, open_published
+from common.errors import PublishError, UsageError, WireError
+from common.inference.published import MANIFEST, Verify, is_plain_name, open_published
 from common.study import Study
 from common.wire.tensors import Array, read_tensors
 
@@ -39,9 +39,11 @@ def open_weights(folder: Path, verify: Verify | None = None) -> PublishedWeights
 
     Raises
     ------
-    UsageError, PublishError : as `open_published`; PublishError too where the version was published without weights, or
-        they are damaged.
+    UsageError, PublishError : as `open_published`; UsageError too where `folder` is a file; PublishError too where the
+        version was published without weights, or they are damaged.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: a file; give the folder of the published version, which holds its weights too")
     model = open_published(folder, "float32", verify)
     manifest = json.loads((folder / MANIFEST).read_bytes())
     entry = manifest.get("weights")
@@ -72,11 +74,6 @@ def listed_files(manifest: bytes) -> dict[str, str]:
     if wrong := [name for name in found if not is_plain_name(name) or name == MANIFEST]:
         raise PublishError(f"{MANIFEST}: names a file outside the version's folder ({wrong[0]!r}); do not use it")
     return found
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether a file's name is one that stays in its folder, and is shown there."""
-    return bool(name) and not name.startswith(".") and name.isprintable() and not {"/", "\\"} & set(name)
 
 
 def check_files(folder: Path) -> None:

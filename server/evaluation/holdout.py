@@ -6,7 +6,7 @@ The same measure serves a round's weights, run by TensorFlow, and a published fi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -25,6 +25,7 @@ from common.imaging.preprocessing import prepare_case, prepare_label
 from common.imaging.sliding_window import predict_tiled
 from common.inference.instances import instances_of
 from common.inference.lite import class_indices
+from common.inference.restoring import restored_slabs
 from common.metrics.calibration import count_calibration, predicted_confidence
 from common.metrics.instances import match_instances
 from common.metrics.overlap import OverlapCounts, count_overlap
@@ -36,6 +37,8 @@ from server.evaluation.result import HoldoutResult
 Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 _CACHE_BYTES = 2**30
+_ROWS = 32
+"""So many rows of probabilities are brought to the stored grid at a time, where they may take far more memory."""
 _Measure = TypeVar("_Measure")
 _Voxel = TypeVar("_Voxel", bound=np.generic)
 
@@ -64,17 +67,13 @@ class HoldoutCase(NamedTuple):
         """The size of the arrays."""
         return self.image.nbytes + self.label.nbytes + (0 if self.instances is None else self.instances.nbytes)
 
-    def predicted(self, values: npt.NDArray[_Voxel]) -> npt.NDArray[_Voxel]:
-        """Values on the prepared grid, brought to where `label` is: each voxel takes that of the nearest one.
-
-        0 where the prepared grid does not reach.
-        """
-        known = values if self.grid.dimensions == 3 else values[np.newaxis]
-        turned = np.zeros(self.grid.zoom.before, values.dtype)
-        where, back = self.grid.zoom.back(self.grid.crop)
-        if back is not None:
-            turned[where] = back.label(known)
-        return turned
+    def restored(
+        self, probabilities: npt.NDArray[np.float32]
+    ) -> Iterator[tuple[tuple[slice, slice, slice], npt.NDArray[np.float32]]]:
+        """Probabilities on the prepared grid, brought to where `label` is as `predict` does: see `restored_slabs`."""
+        length = len(probabilities)
+        parts = (slice(first, min(first + _ROWS, length)) for first in range(0, length, _ROWS))
+        return restored_slabs(((part, probabilities[part]) for part in parts), self.grid)
 
 
 class Holdout:
@@ -212,23 +211,29 @@ class Holdout:
         return predict_tiled(predict, case.image, tile, overlap, batch_size, fixed_batch, mirror)
 
     def _overlap(self, case: HoldoutCase, probabilities: npt.NDArray[np.float32]) -> OverlapCounts:
-        predicted = case.predicted(class_indices(probabilities, self._study.model.head))
+        predicted = np.zeros(case.label.shape, np.uint8)
+        for window, values in case.restored(probabilities):
+            predicted[window] = class_indices(values, self._study.model.head)
         return count_overlap(predicted, case.label, len(self._study.task.classes))
 
     def _detail(self, case: HoldoutCase, probabilities: npt.NDArray[np.float32]) -> CaseDetail:
         task, head = self._study.task, self._study.model.head
         axes = slice(3 - task.dimensions, None)
-
-        def placed(values: npt.NDArray[_Voxel]) -> npt.NDArray[_Voxel]:
-            return _spatial(case.predicted(values), task.dimensions)
-
-        truth, predicted = _spatial(case.label, task.dimensions), placed(class_indices(probabilities, head))
-        confidence = placed(predicted_confidence(probabilities, head))
-        was_asked = confidence > 0  # beyond the crop there is no answer
+        truth = _spatial(case.label, task.dimensions)
+        # Where the crop does not reach there is no answer: background, of no confidence.
+        classes, confidences = np.zeros(case.label.shape, np.uint8), np.zeros(case.label.shape, np.float32)
+        maps: list[npt.NDArray[np.float32]] = []
+        for window, values in case.restored(probabilities):
+            classes[window] = class_indices(values, head)
+            confidences[window] = predicted_confidence(values, head)
+            if case.instances is not None:
+                maps.append(values)
+        predicted, confidence = _spatial(classes, task.dimensions), _spatial(confidences, task.dimensions)
+        was_asked = confidence > 0
         instances = None
         if case.instances is not None:
-            found = instances_of(probabilities, head, spacing=list(spacing_of(case.grid.affine))[axes])
-            instances = match_instances(placed(found), _spatial(case.instances, task.dimensions))
+            found = self._objects(case, maps)
+            instances = match_instances(_spatial(found, task.dimensions), _spatial(case.instances, task.dimensions))
         return CaseDetail(
             overlap=count_overlap(predicted, truth, len(task.classes)),
             surfaces=measure_surfaces(
@@ -241,6 +246,19 @@ class Holdout:
             calibration=count_calibration(confidence[was_asked], (predicted == truth)[was_asked]),
             instances=instances,
         )
+
+    def _objects(self, case: HoldoutCase, maps: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.int32]:
+        """The numbers of the objects that restored probabilities show, on the grid of `case.label`."""
+        grid, dimensions = case.grid, self._study.task.dimensions
+        found = np.zeros(case.label.shape, np.int32)
+        if maps:
+            where, _ = grid.zoom.back(grid.crop)
+            spacing = spacing_of(grid.orientation.affine(grid.stored_affine, grid.stored_shape))
+            joined = np.concatenate(maps, axis=3 - dimensions)
+            _spatial(found[where], dimensions)[...] = instances_of(
+                _spatial(joined, dimensions), self._study.model.head, spacing=spacing[3 - dimensions :]
+            )
+        return found
 
     def _of_all(self, measure: Callable[[int], _Measure], threads: int) -> list[_Measure]:
         """A value of every case, in order."""

@@ -45,7 +45,7 @@ def publish(
     weights : in the order of the network's specs.
     holdout : Holdout or None
         Without one nothing is measured, int8 (which needs images to calibrate on) fails, and only float32 is
-        recommended.
+        recommended. Where the sites kept their normalization layers, no variant is.
     folder : Path
         Must not exist; its parent does.
     details : mapping

@@ -60,7 +60,7 @@ def converted(
             if name == "float32":
                 raise
             path.unlink(missing_ok=True)
-            failure = str(error).removeprefix(f"{name}: ")  # wherever it is shown, the name stands beside it
+            failure = shareable(error, name, path)
             _log.warning("variant %s is not published: %s", name, failure)
             variants.append(Variant(name, failure=failure))
             continue
@@ -76,6 +76,13 @@ def converted(
             )
         )
     return variants
+
+
+def shareable(error: PublishError, name: str, path: Path) -> str:
+    """Why there is no file, for papers that others read: without `name`, which stands beside it wherever it is shown,
+    and without the folder of `path`, which is this machine's alone.
+    """
+    return str(error).replace(str(path), path.name).removeprefix(f"{name}: ")
 
 
 def opened(path: Path) -> LiteModel | OnnxModel:

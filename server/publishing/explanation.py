@@ -20,7 +20,7 @@ from common.errors import PublishError
 from common.export.conversion import to_lite
 from common.study import Study
 from server.publishing.calibration import Tile
-from server.publishing.conversion import LARGEST_DIFFERENCE
+from server.publishing.conversion import LARGEST_DIFFERENCE, shareable
 from server.publishing.model_card import outputs_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def explained(
         _check(study, network, weights, model, tiles[-_COMPARED_TILES:])
     except PublishError as error:
         path.unlink(missing_ok=True)
-        failure = str(error).removeprefix("explain: ")
+        failure = shareable(error, "explain", path)
         _log.warning("what explains the model is not published: %s", failure)
         return Explanation(failure=failure)
     digest = hashlib.sha256(content).hexdigest()

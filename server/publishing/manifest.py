@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from server.evaluation import Holdout
 from server.publishing.explanation import Explanation, entry_of_explanation
 from server.publishing.measurement import tolerances
 from server.publishing.model_card import model_card, outputs_of
-from server.publishing.variant import Variant, json_ready
+from server.publishing.variant import Variant, json_ready, works_alone
 
 if TYPE_CHECKING:
     from common.models.network import Network
@@ -49,7 +50,7 @@ def write_papers(
     (folder / GOLDEN).write_bytes(pair)
     documents = {
         "model_card.md": model_card(study, network, variants, report, details).encode(),
-        "study.yaml": study.to_yaml().encode(),
+        "study.yaml": _without_paths(study).to_yaml().encode(),
     }
     for name, content in documents.items():
         (folder / name).write_bytes(content)
@@ -65,6 +66,8 @@ def write_papers(
             "depth": study.model.depth,
             "normalization": study.model.normalization,
             "parameters": network.parameters,
+            # False: of use only with normalization layers of a site's own (training.personal: normalization).
+            "works_alone": works_alone(study),
         },
         "preprocessing": {
             "dimensions": study.task.dimensions,
@@ -101,6 +104,15 @@ def write_papers(
     }
     text = json.dumps(json_ready(manifest), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _without_paths(study: Study) -> Study:
+    """The study without the paths of this machine, which are nobody else's business; the details say what they gave."""
+    return replace(
+        study,
+        training=replace(study.training, start_from=None),
+        model=replace(study.model, encoder_weights=None),
+    )
 
 
 def _identified(content: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from common.study import Study
 from server.continual import card_section
 from server.evaluation import LARGE_SITE_CASES
-from server.publishing.variant import Variant, json_ready
+from server.publishing.variant import Variant, json_ready, works_alone
 
 if TYPE_CHECKING:
     from common.models.network import Network
@@ -55,13 +55,17 @@ def model_card(
         "## Files",
         _files_table(report["variants"]),
         "Dice is the mean over the holdout's images, 1 is perfect; lost is against float32. The time is the median of "
-        "a tile on one thread of the machine that published, so compare only the ratios. Recommended are files that "
-        f"lose at most {study.publishing.allowed_dice_loss:g} Dice.",
+        "a tile on one thread of the machine that published, so compare only the ratios. "
+        + (
+            f"Recommended are files that lose at most {study.publishing.allowed_dice_loss:g} Dice."
+            if works_alone(study)
+            else "None is recommended, because this model needs a site's own normalization first."
+        ),
         "\n".join(f"- {v['name']}: {v['note']}." for v in report["variants"] if v["note"]),
         _explanation(report.get("explanation")),
         *(["## Holdout Dice", _site_table(variants)] if variants[0].result else []),
         "## Limits",
-        _limits(variants, report, bool(failed)),
+        _limits(study, variants, report, bool(failed)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -121,8 +125,14 @@ def _site_table(variants: Sequence[Variant]) -> str:
     return "\n".join(lines)
 
 
-def _limits(variants: Sequence[Variant], report: Mapping[str, Any], has_failed: bool) -> str:
+def _limits(study: Study, variants: Sequence[Variant], report: Mapping[str, Any], has_failed: bool) -> str:
+    alone = (
+        "The sites kept their normalization layers to themselves (training.personal: normalization), so those in these "
+        "files are as they began, and the figures above are of the model without them. Do not use it as it is: "
+        "`wardround-site personalize` finds the layers on a site's own labelled images."
+    )
     limits = [
+        *([] if works_alone(study) else [alone]),
         "Images of another kind than the training sites' (other devices, stains, body parts, age groups) may be "
         "segmented badly, without any warning.",
         "Overlap says how much of the area agrees; it does not say how many objects were found or missed.",

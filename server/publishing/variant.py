@@ -14,6 +14,8 @@ from server.evaluation import DetailedResult, HoldoutResult
 from server.publishing.contents import Contents
 from server.publishing.onnx_export import ONNX
 
+NOT_ALONE = "needs a site's own normalization before use (training.personal: normalization): personalize it first"
+"""Said of every file of a study whose sites kept their normalization layers: those in the file are as they began."""
 WORTH_MENTIONING = 0.9
 """A quantized variant with a smaller share of narrow weights is said to be one."""
 
@@ -61,17 +63,26 @@ def figures_of(study: Study, variant: Variant, reference: Variant) -> dict[str, 
         "latency_ms": variant.latency * 1e3 if variant.latency else None,
         "latency_ratio": variant.latency / reference.latency if variant.latency and reference.latency else None,
         # Wardround's own prediction runs LiteRT's files, and takes the fastest that is recommended.
-        "recommended": variant.failure is None and variant.name != ONNX and lost <= study.publishing.allowed_dice_loss,
+        "recommended": variant.failure is None
+        and variant.name != ONNX
+        and works_alone(study)
+        and lost <= study.publishing.allowed_dice_loss,
         "failed": variant.failure is not None,
-        "note": _note(variant, ratio, lost, study.publishing.allowed_dice_loss),
+        "note": _note(study, variant, ratio, lost),
     }
     return {key: json_ready(value) for key, value in figures.items()}
 
 
-def _note(variant: Variant, ratio: float | None, lost: float, allowed: float) -> str:
+def works_alone(study: Study) -> bool:
+    """Whether the study's model is of use as it is; else only with normalization layers of a site's own."""
+    return study.training.personal == "none"
+
+
+def _note(study: Study, variant: Variant, ratio: float | None, lost: float) -> str:
     if variant.failure is not None:
         return variant.failure
-    notes = []
+    notes = [] if works_alone(study) else [NOT_ALONE]
+    allowed = study.publishing.allowed_dice_loss
     contents = variant.contents
     if contents and variant.name == "int8" and contents.float_operations:
         count = sum(contents.float_operations.values())

@@ -25,7 +25,7 @@ import pytest
 
 from client import agent
 from client.agent import Agent
-from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, WardroundError
+from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError, WardroundError
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
@@ -357,6 +357,17 @@ def test_data_that_can_no_longer_be_read_is_told_and_ends_the_agent(
     eventually(coordinator.failures)
     assert coordinator.failures() == ["its data can no longer be read"]  # and names no file
     with pytest.raises(DataError, match=r"0003\.tif"):
+        site.end.result(PATIENCE)
+
+
+def test_a_work_folder_that_can_no_longer_be_used_is_told_and_ends_the_agent(
+    coordinator: Coordinator, site: Running, worker: Worker
+) -> None:
+    worker.error = RunFolderError("wardround-alpha/personal: cannot be written")
+    coordinator.say(task=task(1))
+    eventually(coordinator.failures)
+    assert coordinator.failures() == ["its work folder can no longer be used"]
+    with pytest.raises(RunFolderError, match="wardround-alpha"):
         site.end.result(PATIENCE)
 
 

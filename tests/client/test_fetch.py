@@ -20,6 +20,7 @@ from common.errors import IdentityError, NetworkError, PublishError, RunFolderEr
 from common.inference.version_files import check_files, listed_files
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity
 from common.study import Study
+from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.channel import SERVER_OPTIONS, Address, server_credentials
 from server.serving import FinishedService
@@ -37,6 +38,7 @@ def write_version(folder: Path, study: Study, files: dict[str, bytes], **changes
         variants.append({"name": name, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()})
     manifest = {
         "format": 1,
+        "study": study.name,
         "version": folder.name,
         "variants": variants,
         "documents": {"study.yaml": {"sha256": hashlib.sha256(text).hexdigest()}},
@@ -201,6 +203,46 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     with pytest.raises(RunFolderError, match=r"No space left on device.*free space"):
         fetch.fetch(address, alpha, tmp_path / "out")
     assert content_names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("changes", [{"study": "other"}, {"version": "v2"}])
+def test_a_manifest_of_another_study_or_version_than_announced_is_not_kept(
+    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path, changes: dict[str, str]
+) -> None:
+    manifest = publish() / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+    with pytest.raises(PublishError, match="the coordinator announced 'tiny' 'v1'"):
+        fetch.fetch(address, alpha, tmp_path / "out")
+    assert content_names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("study", "version", "asked"),
+    [("evil", "v1", ("tiny", "")), ("tiny", "v2", ("", "v1")), ("tiny", "v" * 201, ("", ""))],
+)
+def test_what_was_not_asked_for_or_has_no_name_for_a_folder_is_refused(
+    study: str, version: str, asked: tuple[str, str]
+) -> None:
+    files = [pb.PublishedFile(name="manifest.json", blob=pb.Blob(sha256=b"", size=1))]
+    with pytest.raises(PublishError, match="the coordinator announces"):
+        fetch._check_head(pb.PublishedVersion(study=study, version=version, files=files), *asked)
+
+
+def test_a_manifest_that_cannot_be_read_here_is_named(
+    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    folder = fetch.fetch(address, alpha, tmp_path / "out").folder
+    read = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.parent == folder:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(PublishError, match=r"manifest\.json: cannot be read \(Permission denied\)"):
+        fetch.fetch(address, alpha, tmp_path / "out")
 
 
 def test_nobody_at_the_address_is_said_at_once(alpha: Identity, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from client.datasets import Cancelled, SiteDataset
 from client.personal import PersonalStore, PersonalWorker
 from client.selection import select_folder
 from client.work import PlanWorker, site_worker
-from common.errors import DataError
+from common.errors import DataError, RunFolderError
 from common.learning.graph import to_numpy
 from common.learning.personal import PersonalLayers
 from common.learning.plan import StudyPlan, build_plan
@@ -199,6 +199,15 @@ def test_old_rounds_are_removed_and_a_damaged_one_is_named(tmp_path: Path, layer
     with pytest.raises(DataError, match=r"000007.tensors: this site's own normalization cannot be used .* remove the"):
         store.after(9)
     assert store.after(6) is not None
+
+
+def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path, layers: PersonalLayers) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    own = [np.ones(spec.shape, np.float32) for spec in layers.specs]
+    with pytest.raises(RunFolderError, match="own normalization cannot be written"):
+        PersonalStore(tmp_path / "file" / "own", layers.specs).save(1, own)
+    with pytest.raises(RunFolderError, match="own normalization cannot be read"):
+        PersonalStore(tmp_path / "file", layers.specs).after(1)
 
 
 def test_another_order_of_what_is_sent_is_refused(tensorflow: None, plan: StudyPlan, network: Network) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ def study() -> Study:
           client_optimizer: {name: adam, learning_rate: 2e-2}
         cohort: {sites: [east, north]}
         evaluation: {validation_fraction: 0.4}
-        publishing: {variants: [float32], tile: [64, 64]}
+        publishing: {variants: [float32], tile: [64, 64], explain: true}
         """
     )
 
@@ -83,6 +85,9 @@ def test_a_model_that_gained_is_kept_as_a_folder_that_prediction_takes(
     personal, base = open_weights(out), open_weights(version)
     assert any(np.any(mine != theirs) for mine, theirs in zip(personal.weights, base.weights, strict=True))
     manifest = json.loads((out / "manifest.json").read_text())
+    assert json.loads((version / "manifest.json").read_text())["explanation"] is not None
+    assert manifest["explanation"] is None, "it explains the published model, not this one"
+    assert str(tmp_path) not in (out / "manifest.json").read_text()
     assert manifest["details"]["personalized_from"]["sha256"] == base.sha256
     float32 = manifest["variants"][0]
     assert float32["dice"] == pytest.approx(dice["after"], abs=1e-3)
@@ -99,6 +104,40 @@ def test_a_model_that_did_not_gain_is_not_kept(
     arguments = ["personalize", str(version), "--data", str(site), "--out", out, "--epochs", "1", "--rate", "1e-12"]
     assert cli.main(arguments) == 0
     assert "It did not gain, so it was not kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_nothing_of_the_images_stays_where_it_is_asked_to_stop(
+    version: Path,
+    site: Path,
+    tmp_path: Path,
+    number: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    seen: list[Path] = []
+
+    def stopped(*arguments: object) -> None:
+        seen.extend((tmp_path / "temporary").iterdir())
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("client.personalize.fine_tune", stopped)
+    assert cli.main(["personalize", str(version), "--data", str(site), "--out", str(tmp_path / "own")]) == 130
+    assert seen
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize(("option", "value"), [("--epochs", "0"), ("--epochs", "x"), ("--rate", "2"), ("--rate", "x")])
+def test_options_that_are_no_numbers_are_told_plainly(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["personalize", "v1", "--data", "d", "--out", "o", option, value])
+    assert ended.value.code == 2
+    assert f"argument {option}: expected a " in capsys.readouterr().err
 
 
 def test_a_folder_that_exists_is_refused_before_training(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import imagecodecs
@@ -19,7 +20,9 @@ import pytest
 import tifffile
 from pydicom.dataset import Dataset
 
+import client.predict
 from client.cli import main
+from common.errors import UsageError
 from common.imaging.case import Case, Source
 from common.imaging.loading import load_case
 from common.imaging.readers import read_image, read_label
@@ -255,6 +258,59 @@ def test_results_are_replaced_by_force_alone(cells: Path, tmp_path: Path, capsys
     assert main(["predict", str(cells), *images, "--out", out, "--force"]) == 0
     assert (tmp_path / "out" / "a_seg.tif").stat().st_mtime_ns > before
     assert [row["case"] for row in rows(tmp_path / "out")] == ["a", "b"]
+
+
+def test_a_result_that_appears_meanwhile_fails_that_input_alone(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [str(plane(tmp_path / f"{name}.tif", seed)) for seed, name in enumerate("ab")]
+    out = tmp_path / "out"
+    predict = client.predict.predict_case
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        (out / "a_seg.tif").write_bytes(b"of somebody else")
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr("client.predict.predict_case", meanwhile)
+    assert main(["predict", str(cells), *images, "--out", str(out), "--json"]) == 3
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert [entry["input"] for entry in result["written"]] == ["b"]
+    assert [entry["input"] for entry in result["failed"]] == ["a"]
+    assert "a_seg.tif: exists already" in printed.err
+    assert (out / "a_seg.tif").read_bytes() == b"of somebody else"
+
+
+def test_what_was_written_is_told_though_the_table_cannot_be(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, *arguments: Any) -> None:
+        raise UsageError(f"{path}: exists already")
+
+    monkeypatch.setattr("client.predict.write_measurements", refused)
+    image = str(plane(tmp_path / "a.tif"))
+    assert main(["predict", str(cells), image, "--out", str(tmp_path / "out"), "--json"]) == 2
+    result = json.loads(capsys.readouterr().out)
+    assert [entry["input"] for entry in result["written"]] == ["a"]
+    assert result["measurements"] is None
+
+
+def test_a_delegate_that_computes_something_else_is_refused_before_any_image_is_read(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(LiteModel):
+        def __init__(self, path: Path, threads: int = 1, delegate: Path | None = None) -> None:
+            super().__init__(path, threads)
+
+        def __call__(self, batch: np.ndarray) -> np.ndarray:
+            return 1 - super().__call__(batch)
+
+    monkeypatch.setattr("client.predict.LiteModel", Wrong)
+    arguments = ["predict", str(cells), str(plane(tmp_path / "a.tif")), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--delegate", "gpu.so"]) == 9
+    assert "differs from its golden answer by" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(arguments) == 0  # nobody asks for the answer where there is no delegate
 
 
 def test_two_inputs_of_one_name_do_not_replace_each_other(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,9 @@ import tifffile
 from rich.console import Console
 
 import server.evaluation.holdout
+from common.imaging.case import Case, Source
 from common.inference.instances import Splitting, instances_of
+from common.inference.prediction import predict_case
 from common.metrics.calibration import count_calibration
 from common.metrics.instances import match_instances
 from common.metrics.overlap import count_overlap
@@ -183,6 +186,37 @@ def test_objects_are_measured_on_the_stored_grid(tmp_path: Path) -> None:
         counts = evaluated(built, tmp_path, foreground).all_cases.instances
     assert counts is not None and counts.objects == counts.found == 400
     assert counts.average_precision()[0] == 1.0
+
+
+@pytest.mark.parametrize("preprocessing", ["spacing: [1.7, 0.6],", "spacing: [3, 2.4], crop: foreground,"])
+def test_what_is_measured_are_the_masks_that_predict_writes(tmp_path: Path, preprocessing: str) -> None:
+    label = instance_labels((90, 70))
+    image = np.where(label > 0, 120, 0) + np.random.default_rng(3).integers(1, 90, label.shape)
+    image[:8], image[80:] = 0, 0
+    write_case(tmp_path, "0-north", image.astype(np.uint8), label)
+    built = study(labels="instances", head="sigmoid", preprocessing=preprocessing)
+
+    class Model:
+        """Stands in for LiteRT."""
+
+        input_shape = output_shape = (1, *TILES[2], 1)
+
+        def __call__(self, tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            return np.clip(tiles * 1.3, 0, 1)
+
+    case = Case("0-north", "", {"": Source(tmp_path / "images" / "0-north.tif")}, None)
+    written = predict_case(Model(), built, case)  # type: ignore[arg-type]
+    assert written.objects is not None and written.objects.any()
+    (measured,) = evaluated(built, tmp_path, Model()).details
+    expected = count_overlap(written.classes.array[0, ..., 0], (label > 0).astype(np.uint8), 2)
+    assert [part.tolist() for part in dataclasses.astuple(measured.overlap)] == [
+        part.tolist() for part in dataclasses.astuple(expected)
+    ]
+    assert measured.instances is not None
+    objects = match_instances(written.objects[0], label.astype(np.int32))
+    assert [part.tolist() for part in dataclasses.astuple(measured.instances)] == [
+        part.tolist() for part in dataclasses.astuple(objects)
+    ]
 
 
 def test_where_an_image_is_cropped_no_confidence_is_counted(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import tifffile
 
 import common.inference.lite
 import server.publishing.conversion
-from common.errors import PublishError
+from common.errors import PublishError, UsageError
 from common.inference.lite import LiteModel, captured_stderr, class_indices
+from common.inference.published import open_published
 from common.models import build_network
 from common.study import DEFAULT_VARIANTS, Study, load_study, parse_study
 from common.wire.tensors import read_tensors
@@ -343,11 +344,11 @@ def test_interrupted_publish_leaves_nothing(flat: Published, tmp_path: Path, ste
 
 
 def test_remains_of_a_killed_publish_are_removed(flat: Published, tmp_path: Path) -> None:
-    for name in (".v1.abc.partial", ".v11.abc.partial"):
+    for name in (".v1.abcd_123.partial", ".v11.abcd_123.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_float32.tflite").write_bytes(b"half")
     publish_again(flat, tmp_path / "v1")
-    assert {path.name for path in tmp_path.iterdir()} == {"v1", ".v11.abc.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {"v1", ".v11.abcd_123.partial"}
 
 
 def test_existing_version_is_not_touched(flat: Published) -> None:
@@ -397,6 +398,44 @@ def test_variant_that_does_not_convert_is_reported_and_the_others_are_published(
     card = (tmp_path / "v1" / "model_card.md").read_text()
     assert "nobody has measured" in card
     assert f"- int8: {quantized['note']}.\n" in card
+
+
+def test_a_model_without_its_sites_normalization_is_not_recommended(tmp_path: Path) -> None:
+    text = STUDY_2D.replace("head: sigmoid", "head: sigmoid, normalization: batch")
+    text = text.replace("{rounds: 3}", "{rounds: 3, personal: normalization}")
+    study = parse_study(text.replace("calibration_images: 4", "variants: [float32]"))
+    weights = [weight.numpy() for weight in build_network(study).initial_weights(7)]
+    report = publish(study, weights, None, tmp_path / "v1", details={})
+    (plain,) = report["variants"]
+    assert not plain["recommended"] and not plain["failed"]
+    assert plain["note"].startswith("needs a site's own normalization before use")
+    assert json.loads((tmp_path / "v1" / "manifest.json").read_text())["model"]["works_alone"] is False
+    card = (tmp_path / "v1" / "model_card.md").read_text()
+    assert "None is recommended" in card and "Do not use it as it is" in card and "Recommended are" not in card
+    with pytest.raises(UsageError, match="recommends no variant"):
+        open_published(tmp_path / "v1")
+
+
+def test_nothing_published_names_a_folder_of_the_coordinator(
+    flat: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> LiteModel:
+        if "float16" in path.name:
+            raise PublishError(f"{path}: cannot be loaded")
+        return LiteModel(path)
+
+    monkeypatch.setattr(server.publishing.conversion, "opened", broken)
+    study = replace(
+        flat.study,
+        training=replace(flat.study.training, start_from=str(tmp_path / "before")),
+        model=replace(flat.study.model, encoder_weights=str(tmp_path / "encoder")),
+        publishing=replace(flat.study.publishing, variants=("float32", "float16")),
+    )
+    report = publish(study, flat.weights, None, tmp_path / "v1", details={})
+    assert report["variants"][1]["note"] == "model_float16.tflite: cannot be loaded"
+    assert not [path.name for path in (tmp_path / "v1").iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    published = open_published(tmp_path / "v1").study
+    assert published.training.start_from is None and published.model.encoder_weights is None
 
 
 # Running a file. ---------------------------------------------------------------------------------------------------

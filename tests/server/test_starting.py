@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from common.errors import PublishError, StudyError
-from common.inference.version_files import open_weights
+from common.inference.version_files import PublishedWeights, open_weights
 from common.models import build_network
 from common.study import Study
+from common.wire.tensors import write_tensors
 from server.continual import card_section, rows_of
 from server.publishing import publish
+from server.results import Evaluated, publish_round
 from server.run_folder import RunFolder
-from server.starting import kept_start, starting_weights
+from server.starting import Start, check_fits, kept_start, starting_weights
 
 
 def published_study(tiny_study: Callable[..., Study]) -> Study:
@@ -122,6 +125,7 @@ def test_another_number_of_classes_is_refused(start: Callable[..., Any], version
     ("section", "key", "value"),
     [
         ("task", "classes", ("background", "nucleus")),
+        ("task", "labels", "instances"),
         ("model", "normalization", "none"),
         ("model", "head", "distance"),
     ],
@@ -131,6 +135,44 @@ def test_weights_of_equal_shapes_that_mean_something_else_are_refused(
 ) -> None:
     with pytest.raises(StudyError, match=rf"training.start_from.*{section}\.{key}|expected none|found none"):
         start(version, **{section: {key: value}})
+
+
+def test_weights_trained_with_other_dilations_are_refused(tiny_study: Callable[..., Study]) -> None:
+    def with_patch(size: int) -> Study:
+        study = tiny_study()
+        model = dataclasses.replace(study.model, name="deeplabv3plus", encoder="mobilenetv3")
+        preprocessing = dataclasses.replace(study.preprocessing, patch=(size, size))
+        return dataclasses.replace(study, model=model, preprocessing=preprocessing)
+
+    network = build_network(with_patch(256))
+    weights = tuple(np.zeros(spec.shape, np.float32) for spec in network.specs)
+    check_fits(with_patch(256), network, PublishedWeights(with_patch(257), "v1", weights, ""))
+    with pytest.raises(StudyError, match=r"preprocessing\.patch \(its dilations\) is 3, 6, 9 here and 6, 12, 18 in"):
+        check_fits(with_patch(256), network, PublishedWeights(with_patch(513), "v1", weights, ""))
+
+
+def test_a_holdout_that_the_study_before_cannot_use_does_not_cost_the_publication(
+    tmp_path: Path, tiny_study: Callable[..., Study], caplog: pytest.LogCaptureFixture
+) -> None:
+    study, folder = published_study(tiny_study), tmp_path / "holdout"
+    for kind, array in (
+        ("images", np.arange(256, dtype=np.uint8).reshape(16, 16)),
+        ("labels", np.eye(16, dtype=np.uint8)),
+    ):
+        (folder / kind).mkdir(parents=True)
+        tifffile.imwrite(folder / kind / "0-alpha.tif", array)
+    run = RunFolder(tmp_path / "run")
+    run.prepare(study)
+    network = build_network(study)
+    weights = [weight.numpy() for weight in network.initial_weights(7)]
+    write_tensors(run.models / "000001.tensors", weights)
+    before = dataclasses.replace(study, task=dataclasses.replace(study.task, channels=3, modalities=("a", "b", "c")))
+    before = dataclasses.replace(before, preprocessing=dataclasses.replace(study.preprocessing, intensity="percentile"))
+    start = Start(weights, {"started_from": {"study": "tiny", "version": "v1", "sha256": "ab" * 32}}, before)
+    report = publish_round(study, run, 1, 0.5, Evaluated(study, folder), None, start, None)
+    assert report["publication"]["version"] == "v1" and report["holdout"]["cases"] == 1
+    assert "continual" not in report and report["started_from"]["version"] == "v1"
+    assert any("without the comparison" in record.getMessage() for record in caplog.records)
 
 
 def test_a_damaged_version_is_refused(start: Callable[..., Any], version: Path, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def _choose_label(session: _Session, name: str, layout: Layout, found: Found) ->
     if len(labels) > 1:
         files = [f"{label.source.name} ({label.description or 'without description'})" for label in labels]
         findings.append(
-            Code.NAME_TWICE.finding(
+            Code.LABEL_TWICE.finding(
                 f"{len(labels)} labels for one case: {listed(files)}",
                 case=name,
                 file=labels[1].source.name,

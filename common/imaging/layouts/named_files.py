@@ -41,7 +41,7 @@ def cases_of_pairs(images: Path, labels: Path, layout: Layout) -> Found:
     image_files = _by_name(list_folder(images), images.name, found.findings)
     label_files: dict[str, Path] = {}
     if is_folder(labels):
-        label_files = _by_name(list_folder(labels), labels.name, found.findings)
+        label_files = _by_name(list_folder(labels), labels.name, found.findings, Code.LABEL_TWICE)
     else:
         message = f"{images.name}/ has no {labels.name}/ beside it"
         found.findings.append(Code.UNREADABLE_FOLDER.finding(message, advice=f"Put the labels into {labels.name}/."))
@@ -75,7 +75,7 @@ def cases_beside_labels(listings: Sequence[tuple[Path, Listing]], layout: Layout
             if (name := _labelled(stem, layout)) is not None:
                 path = everything.pop(stem)
                 if name in labels:
-                    part.findings.append(_twice(name, [labels[name], path]))
+                    part.findings.append(_twice(name, [labels[name], path], Code.LABEL_TWICE))
                 labels[name] = path
                 part.taken_for.append((stem.removeprefix(name).strip("_-. "), LABEL))
         _join(everything, labels, layout, {}, part)
@@ -105,8 +105,8 @@ def _rest(finding: Finding) -> tuple[str, str, str]:
     return finding.file, finding.message, finding.advice
 
 
-def _by_name(listing: Listing, where: str, findings: list[Finding]) -> dict[str, Path]:
-    """The files of a folder by the names of cases; of two of one name the first, and a finding."""
+def _by_name(listing: Listing, where: str, findings: list[Finding], code: Code = Code.NAME_TWICE) -> dict[str, Path]:
+    """The files of a folder by the names of cases; of two of one name the first, and a finding of the code."""
     files: defaultdict[str, list[Path]] = defaultdict(list)
     ignored: list[str] = []
     findings.extend(listing.findings)
@@ -117,7 +117,7 @@ def _by_name(listing: Listing, where: str, findings: list[Finding]) -> dict[str,
             ignored.append(path.name)
     for name, paths in files.items():
         if len(paths) > 1:
-            findings.append(_twice(name, paths))
+            findings.append(_twice(name, paths, code))
     if ignored:
         findings.append(
             Code.IGNORED_FILE.finding(
@@ -130,9 +130,9 @@ def _by_name(listing: Listing, where: str, findings: list[Finding]) -> dict[str,
     return {name: paths[0] for name, paths in files.items()}
 
 
-def _twice(name: str, paths: list[Path]) -> Finding:
+def _twice(name: str, paths: list[Path], code: Code) -> Finding:
     names = ", ".join(path.name for path in paths)
-    return Code.NAME_TWICE.finding(f"{names} are of one name", case=name, file=paths[0].name)
+    return code.finding(f"{names} are of one name", case=name, file=paths[0].name)
 
 
 def _join(

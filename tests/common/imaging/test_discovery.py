@@ -402,7 +402,7 @@ def test_what_names_of_files_were_taken_for_is_kept(tmp_path: Path) -> None:
 def test_a_label_pattern_chooses_between_labels(tmp_path: Path, write: Callable[..., None]) -> None:
     for description in ("T2", "mask first reader", "mask second reader"):
         write(tmp_path / description.replace(" ", "-"), description)
-    assert ("E503", "ann_20010203") in codes(discover(tmp_path))
+    assert ("E209", "ann_20010203") in codes(discover(tmp_path))
     found = discover(tmp_path, Layout(label="mask second"))
     assert told(found)["ann_20010203"][1] == "mask-second-reader"
 
@@ -503,4 +503,4 @@ def test_dicom_seg_goes_to_the_series_it_was_drawn_on() -> None:
     assert case.images["CT"].name == "image"  # not the multi-frame copy of the same session
     everything = discover(DATA / "dicom_seg" / "segmentations")
     assert len(everything.cases) == 3
-    assert sum(code == "E503" for code, _ in codes(everything)) == 2  # two sessions have several labels
+    assert sum(code == "E209" for code, _ in codes(everything)) == 2  # two sessions have several labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,19 +253,6 @@ def test_run_lengths_give_the_mask_back(height: int, width: int, seed: int, dens
         counts = object_masks.run_lengths(mask, start, shape)
         assert np.array_equal(decoded(counts, shape), whole)
         assert min(counts[1:]) > 0
-
-
-def test_objects_of_every_slice_are_masks_of_their_own(tmp_path: Path) -> None:
-    labels = np.zeros((2, 5, 6), np.int32)
-    labels[0, 1:3, 1:4], labels[1, 1:3, 1:3], labels[1, 4, 5] = 1, 1, 7
-    object_masks.write(tmp_path / "a.json", labels, "a.tif", "cell")
-    content = json.loads((tmp_path / "a.json").read_text())
-    assert [image["slice"] for image in content["images"]] == [0, 1]
-    assert content["categories"] == [{"id": 1, "name": "cell"}]
-    found = [(one["image_id"], one["object"], one["area"], one["bbox"]) for one in content["annotations"]]
-    assert found == [(1, 1, 6, [1, 1, 3, 2]), (2, 1, 4, [1, 1, 2, 2]), (2, 7, 1, [5, 4, 1, 1])]
-    rle = content["annotations"][1]["segmentation"]
-    assert np.array_equal(decoded(rle["counts"], rle["size"]), labels[1] == 1)
 
 
 # Pictures

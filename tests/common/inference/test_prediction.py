@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from common.errors import DataError
 from common.imaging.case import Case, Source
 from common.imaging.loading import load_case
 from common.imaging.sliding_window import predict_tiled
@@ -194,6 +195,19 @@ def test_objects_are_told_apart_on_the_stored_grid_also_from_a_file_on_disk(tmp_
         found = predict_case(model, study, case, large=large, temporary=tmp_path)  # type: ignore[arg-type]
         assert found.object_count == 3
         assert np.array_equal(found.objects > 0, found.classes.array[..., 0] > 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_a_full_disk_fails_the_case_and_not_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(labels="instances", head="sigmoid", preprocessing="intensity: zscore")
+    tifffile.imwrite(tmp_path / "a.tif", np.full((90, 80), 20, np.uint8))
+
+    def full(*arguments: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(DataError, match=r"No space left on device.*free space in OUT"):
+        predicted(study, case_of(tmp_path / "a.tif"), 1, large=1, temporary=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import PublishError, UsageError
 from common.inference.published import open_published
+from common.inference.version_files import open_weights
 from common.study import Study
 from tests.common.inference.published_version import write_version
 
@@ -50,6 +51,24 @@ def test_a_damaged_file_is_refused(version: Path, name: str) -> None:
     (version / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(PublishError, match=rf"{name}: damaged or changed: its SHA-256 is .* copy the version's folder"):
         open_published(version)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../v4/model_int8.tflite", ".hidden", "v3/../x"])
+@pytest.mark.parametrize("of", ["variant", "explanation"])
+def test_files_outside_the_versions_folder_are_refused(version: Path, name: str, of: str) -> None:
+    manifest = json.loads((version / "manifest.json").read_text())
+    if of == "variant":
+        manifest["variants"][2]["file"] = name
+    else:
+        manifest["explanation"] = {"file": name, "sha256": "00"}
+    (version / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PublishError, match="names a file outside the version's folder"):
+        open_published(version)
+
+
+def test_weights_are_of_a_folder(version: Path) -> None:
+    with pytest.raises(UsageError, match=r"model_float32\.tflite: a file; give the folder"):
+        open_weights(version / "model_float32.tflite")
 
 
 def test_what_is_missing_is_named(version: Path, tmp_path: Path) -> None:
