@@ -34,7 +34,7 @@ EXIT_CODES: Final[Mapping[int, str]] = MappingProxyType(
         9: "The model could not be converted, or a published file does not do what it should.",
         10: "Training, evaluation or a whole study could not be completed.",
         INTERNAL_ERROR: "A defect of Wardround; the message names a file with the details.",
-        INTERRUPTED: "Interrupted by Ctrl-C; a simulation ends so on SIGTERM and SIGHUP too.",
+        INTERRUPTED: "Interrupted by Ctrl-C; a simulation and `personalize` end so on SIGTERM and SIGHUP too.",
         BROKEN_PIPE: "Whoever read the output went away.",
         STOPPED: "Asked to stop by SIGTERM; the coordinator ends so on Ctrl-C too.",
     }

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from common.imaging.augmentation import acquisition, elastic, intensity, occlusion, spatial
 from common.imaging.augmentation.occlusion import modality_dropout
-from common.imaging.augmentation.randomness import Change, change_some, own_seed
+from common.imaging.augmentation.randomness import Change, change_some, seeds_and_chances
 from common.study import AUGMENTATIONS
 
 __all__ = ["VALUE_CHANGES", "ValueChange", "augment", "modality_dropout"]
@@ -113,12 +113,14 @@ def augment(
     if images.shape[-1] is None:
         raise ValueError(f"expected images of a known number of channels, found {images.shape}")
     image_shape, label_shape = images.shape, labels.shape
-    seeds = {name: own_seed(seed, AUGMENTATIONS.index(name)) for name in names}
+    all_seeds, all_chances = seeds_and_chances(seed, images, len(AUGMENTATIONS))
+    seeds = {name: own for name, own in zip(AUGMENTATIONS, all_seeds, strict=True) if name in names}
+    chances = dict(zip(AUGMENTATIONS, all_chances, strict=True))
     if spatial.NAMES & seeds.keys():
         images, labels = spatial.move(images, labels, seeds, through_plane)
     if "elastic" in seeds:
         images, labels = elastic.deform(images, labels, seeds["elastic"], through_plane)
     for step in VALUE_CHANGES:
         if step.name in seeds:
-            images = change_some(images, seeds[step.name], step.probability, step.change)
+            images = change_some(images, seeds[step.name], chances[step.name] < step.probability, step.change)
     return tf.ensure_shape(images, image_shape), tf.ensure_shape(labels, label_shape)

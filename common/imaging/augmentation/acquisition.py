@@ -57,12 +57,17 @@ def low_resolution(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     rank, shape = images.shape.rank, tf.shape(images)
     rows, columns = (_there_and_back(kept, length(images, axis)) for axis in (rank - 3, rank - 2))
     lines = tf.concat([shape[: rank - 2], [shape[rank - 2] * shape[rank - 1]]], axis=0)  # (..., y, x * channel)
-    between_y_and_image = [1] * (rank - 4)
-    rows, columns = (
-        tf.reshape(matrix, (-1, *between_y_and_image, *extra, tf.shape(matrix)[1], tf.shape(matrix)[2]))
-        for matrix, extra in ((rows, []), (columns, [1]))
+    between_batch_and_rows = [1] * (rank - 4)
+    rows = tf.reshape(rows, (shape[0], *between_batch_and_rows, shape[rank - 3], shape[rank - 3]))
+    images = tf.reshape(tf.matmul(rows, tf.reshape(images, lines)), shape)
+    # With x last, all lines of an example are one product.
+    turned = tf.linalg.matrix_transpose(images)
+    resampled = tf.matmul(
+        tf.reshape(turned, (shape[0], tf.reduce_prod(shape[1 : rank - 2]) * shape[rank - 1], shape[rank - 2])),
+        columns,
+        transpose_b=True,
     )
-    return tf.matmul(columns, tf.reshape(tf.matmul(rows, tf.reshape(images, lines)), shape))
+    return tf.linalg.matrix_transpose(tf.reshape(resampled, tf.shape(turned)))
 
 
 def _there_and_back(kept: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

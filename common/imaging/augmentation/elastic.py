@@ -14,7 +14,6 @@ import tensorflow as tf
 from common.imaging.augmentation.randomness import (
     along_axis,
     between,
-    chosen_examples,
     draws,
     length,
     own_seed,
@@ -38,7 +37,8 @@ def deform(
 
     Images are interpolated linearly, labels take the nearest voxel. What moves in from outside is the mirror image.
     """
-    chosen = chosen_examples(images, seed, probability)
+    (chance,) = draws(seed, images, 1)
+    chosen = tf.where(chance < probability)
     some, some_labels = tf.gather_nd(images, chosen), tf.gather_nd(labels, chosen)
     coordinates = _reflected(_source_coordinates(some, own_seed(seed, 1), through_plane), some)
     return (
@@ -102,42 +102,38 @@ def _reflected(coordinates: list[tf.Tensor], images: tf.Tensor) -> list[tf.Tenso
 
 
 def _interpolated(images: tf.Tensor, coordinates: list[tf.Tensor]) -> tf.Tensor:
-    """Linear interpolation of (b, spatial..., channel) at coordinates inside.
+    """Linear interpolation of (b, spatial..., channel) at coordinates inside."""
+    if images.shape.rank == 4:
+        return _in_plane(images, per_example(tf.range(tf.shape(images)[0]), coordinates[0]), *coordinates)
+    shape = tf.shape(images)
+    slices = tf.reshape(images, tf.concat([[shape[0] * shape[1]], shape[2:]], axis=0))
+    z, y, x = coordinates
+    lower = tf.floor(z)
+    above = tf.minimum(lower + 1.0, tf.cast(shape[1] - 1, tf.float32))
+    first = per_example(tf.range(shape[0]) * shape[1], z)
+    below, over = (_in_plane(slices, first + tf.cast(index, tf.int32), y, x) for index in (lower, above))
+    share = (z - lower)[..., tf.newaxis]
+    return (1.0 - share) * below + share * over
 
-    The values of the four neighbours in the plane (y, x) are laid side by side first: one gather of a longer row costs
-    little more than one of a single value.
+
+def _in_plane(images: tf.Tensor, number: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Linear interpolation of (n, y, x, channel) at y and x of the images whose numbers are given, all of one shape.
+
+    By the kernel that crops boxes: a box of one pixel reads all channels at one place.
     """
-    rank, channels = images.shape.rank, images.shape[-1]
-    plane = (rank - 3, rank - 2)
-    neighbours = [images]
-    for axis in plane:
-        neighbours += [_next_along(values, axis) for values in neighbours]  # (0, 0), (1, 0), (0, 1), (1, 1) in y, x
-    rows = tf.reshape(tf.stack(neighbours, axis=-2), (-1, 4 * channels))
-    lower = [tf.floor(coordinate) for coordinate in coordinates]
-    fraction = [coordinate - low for coordinate, low in zip(coordinates, lower, strict=True)]
-    y, x = fraction[-2:]
-    weights = tf.stack([(1.0 - y) * (1.0 - x), y * (1.0 - x), (1.0 - y) * x, y * x], axis=-1)
-
-    def in_plane(before: list[tf.Tensor]) -> tf.Tensor:
-        values = tf.reshape(tf.gather(rows, _flat(before, images)), tf.concat([tf.shape(weights), [channels]], axis=0))
-        return tf.reduce_sum(values * weights[..., tf.newaxis], axis=-2)
-
-    if rank == 4:
-        return in_plane(lower)
-    z = fraction[0][..., tf.newaxis]
-    above = tf.minimum(lower[0] + 1.0, tf.cast(tf.shape(images)[1] - 1, tf.float32))
-    return (1.0 - z) * in_plane(lower) + z * in_plane([above, *lower[1:]])
+    place = [tf.math.divide_no_nan(along, length(images, axis) - 1.0) for axis, along in enumerate((y, x), start=1)]
+    values = tf.raw_ops.CropAndResize(
+        image=images,
+        boxes=tf.reshape(tf.stack(place * 2, axis=-1), (-1, 4)),
+        box_ind=tf.reshape(tf.broadcast_to(number, tf.shape(y)), (-1,)),
+        crop_size=[1, 1],
+    )
+    return tf.reshape(values, tf.concat([tf.shape(y), tf.shape(images)[-1:]], axis=0))
 
 
 def _nearest(labels: tf.Tensor, coordinates: list[tf.Tensor]) -> tf.Tensor:
     index = _flat([tf.round(coordinate) for coordinate in coordinates], labels)
     return tf.gather(tf.reshape(labels, (-1,)), index)
-
-
-def _next_along(values: tf.Tensor, axis: int) -> tf.Tensor:
-    """The neighbour at the next index along an axis; the last one is its own."""
-    size = tf.shape(values)[axis]
-    return tf.concat([tf.split(values, [1, size - 1], axis)[1], tf.gather(values, [size - 1], axis=axis)], axis)
 
 
 def _flat(index: list[tf.Tensor], like: tf.Tensor) -> tf.Tensor:

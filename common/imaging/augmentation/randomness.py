@@ -75,14 +75,17 @@ def lowest_and_highest(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.reduce_min(images, axis=axes, keepdims=True), tf.reduce_max(images, axis=axes, keepdims=True)
 
 
-def chosen_examples(images: tf.Tensor, seed: tf.Tensor, probability: float) -> tf.Tensor:
-    """Which examples are drawn, each with a probability: int64 (drawn, 1), as `tf.gather_nd` takes it."""
-    (chance,) = draws(seed, images, 1)
-    return tf.where(chance < probability)
+def seeds_and_chances(seed: tf.Tensor, images: tf.Tensor, count: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """For each of `count` variations a seed, int32 (2,), and a number in [0, 1) for each example, float32 (b,).
+
+    Drawn for all at once, also for those that are not used: a small operation costs as much as a thousand voxels.
+    """
+    seeds = tf.random.stateless_uniform((count, 2), seed, minval=None, maxval=None, dtype=tf.int32)
+    chances = tf.random.stateless_uniform((count, tf.shape(images)[0]), own_seed(seed, count))
+    return tf.unstack(seeds, num=count), tf.unstack(chances, num=count)
 
 
-def change_some(images: tf.Tensor, seed: tf.Tensor, probability: float, change: Change) -> tf.Tensor:
-    """Apply a change to each example with a probability; the others cost nothing and keep their bits."""
-    chosen = chosen_examples(images, seed, probability)
-    changed = change(tf.gather_nd(images, chosen), own_seed(seed, 1))
-    return tf.tensor_scatter_nd_update(images, chosen, changed)
+def change_some(images: tf.Tensor, seed: tf.Tensor, chosen: tf.Tensor, change: Change) -> tf.Tensor:
+    """Apply a change to the examples for which `chosen`, bool (b,), holds; the others keep their bits."""
+    index = tf.where(chosen)
+    return tf.tensor_scatter_nd_update(images, index, change(tf.gather_nd(images, index), seed))

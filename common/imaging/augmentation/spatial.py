@@ -6,6 +6,7 @@ import math
 
 import tensorflow as tf
 
+from common.imaging.augmentation.plane import move_pixels, warp
 from common.imaging.augmentation.randomness import between, draws, per_example
 
 NAMES = frozenset({"flip", "rotate", "scale"})
@@ -36,20 +37,19 @@ def move(
         if not flat:
             images = tf.where(per_example(mirror_z, images), tf.reverse(images, [1]), images)
             labels = tf.where(per_example(mirror_z, labels), tf.reverse(labels, [1]), labels)
-    labels = labels[..., tf.newaxis]
     if flat:
-        images, labels = _warp(images, in_plane, "BILINEAR"), _warp(labels, in_plane, "NEAREST")
-    else:
-        images, labels = _warp_volumes(images, labels, in_plane, (2, 3))
-        if "rotate" in seeds and through_plane:
-            for about, plane in ((1.0, (1, 3)), (2.0, (1, 2))):
-                chosen = tf.where((axis == about) & (angle != 0.0))
-                matrix = _rotation(tf.gather_nd(angle, chosen), tf.gather_nd(tf.ones_like(angle), chosen))
-                some = _warp_volumes(tf.gather_nd(images, chosen), tf.gather_nd(labels, chosen), matrix, plane)
-                images, labels = (
-                    tf.tensor_scatter_nd_update(all_, chosen, part)
-                    for all_, part in zip((images, labels), some, strict=True)
-                )
+        return move_pixels(images, labels, in_plane)
+    labels = labels[..., tf.newaxis]
+    images, labels = _warp_volumes(images, labels, in_plane, (2, 3))
+    if "rotate" in seeds and through_plane:
+        for about, plane in ((1.0, (1, 3)), (2.0, (1, 2))):
+            chosen = tf.where((axis == about) & (angle != 0.0))
+            matrix = _rotation(tf.gather_nd(angle, chosen), tf.gather_nd(tf.ones_like(angle), chosen))
+            some = _warp_volumes(tf.gather_nd(images, chosen), tf.gather_nd(labels, chosen), matrix, plane)
+            images, labels = (
+                tf.tensor_scatter_nd_update(all_, chosen, part)
+                for all_, part in zip((images, labels), some, strict=True)
+            )
     return images, labels[..., 0]
 
 
@@ -69,26 +69,6 @@ def _reflection(mirror_x: tf.Tensor, mirror_y: tf.Tensor, transpose: tf.Tensor |
     return tf.where(per_example(transpose, mirror), tf.reverse(mirror, [2]), mirror)
 
 
-def _warp(images: tf.Tensor, matrix: tf.Tensor, interpolation: str) -> tf.Tensor:
-    """Move the pixels of (b, y, x, channel).
-
-    The output pixel at an offset (x, y) from the centre comes from `matrix @ (x, y)`; matrices of 0, 1 and -1 copy
-    pixels to the bit, because every coordinate is then a whole number.
-    """
-    size = tf.shape(images)[1:3]
-    centre = tf.cast(tf.reverse(size, [0]) - 1, tf.float32)[:, tf.newaxis] / 2.0
-    rows = tf.concat([matrix, centre - tf.matmul(matrix, centre)], axis=2)  # (b, 2, 3)
-    flat = tf.reshape(rows, (-1, 6))
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=tf.concat([flat, tf.zeros_like(flat[:, :2])], axis=1),
-        output_shape=size,
-        fill_value=0.0,
-        interpolation=interpolation,
-        fill_mode="REFLECT",
-    )
-
-
 def _warp_volumes(
     images: tf.Tensor, labels: tf.Tensor, matrix: tf.Tensor, plane: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -101,6 +81,6 @@ def _warp_volumes(
         turned = tf.transpose(volumes, order)
         shape = tf.shape(turned)
         slices = tf.reshape(turned, tf.concat([shape[:3], [shape[3] * shape[4]]], axis=0))
-        return tf.transpose(tf.reshape(_warp(slices, matrix, interpolation), shape), back)
+        return tf.transpose(tf.reshape(warp(slices, matrix, interpolation), shape), back)
 
     return moved(images, "BILINEAR"), moved(labels, "NEAREST")
