@@ -20,14 +20,16 @@ import numpy.typing as npt
 
 from benchmarks._report import RESULTS
 from common.errors import DataError
+from common.export.forward import predictor as predictor  # for the scripts: a network's answers to tiles
 from common.imaging.case import Case
 from common.imaging.discovery import discover
 from common.imaging.patches import sample_patch
 from common.imaging.preprocessing import prepare_case
 from common.imaging.readers import read_image, read_label
-from common.imaging.sliding_window import predict_tiled
+from common.imaging.sliding_window import Predict, predict_tiled
 from common.imaging.splits import split_cases
 from common.imaging.volume import Volume
+from common.inference.lite import class_indices
 from common.metrics.overlap import count_overlap
 from common.study import HOLDOUT, Study, load_study
 
@@ -36,7 +38,6 @@ STUDIES = ROOT / "deploy" / "studies"
 
 Image = npt.NDArray[np.float32]
 Label = npt.NDArray[np.uint8]
-Predict = Callable[[Image], Image]
 Row = dict[str, str | int | float]
 
 
@@ -244,27 +245,8 @@ def train(
 # Evaluation. -------------------------------------------------------------------------------------------------------
 
 
-def predictor(study: Study, network: Any, weights: Sequence[Any]) -> Predict:
-    """Probabilities of tiles, (n, *tile, channel) to (n, *tile, output)."""
-    import tensorflow as tf
-
-    from common.models import probabilities
-
-    values = [tf.constant(weight) for weight in weights]
-    signature = [tf.TensorSpec([None, *study.publishing.tile, study.task.channels], tf.float32)]
-
-    @tf.function(autograph=False, input_signature=signature)
-    def forward(tiles: Any) -> Any:
-        return probabilities(study, network(values, tiles))
-
-    return lambda tiles: np.asarray(forward(tf.constant(tiles)), dtype=np.float32)
-
-
 def segment(study: Study, predict: Predict, image: Image) -> Label:
     """The class of every voxel of a prepared image."""
-    from common.inference.lite import class_indices
-
-    assert study.model.head != "distance"
     found = predict_tiled(predict, image, study.publishing.tile, study.evaluation.overlap, 4)
     return class_indices(found, study.model.head)
 
@@ -276,8 +258,10 @@ def each_case(cases: Sequence[Labelled], threads: int, measure: Callable[[int, L
 
 
 def dice_of(study: Study, found: Label, label: Label) -> float:
-    """Mean Dice of the foreground classes that occur in either; NaN where none does."""
-    values = count_overlap(found, label, len(study.task.classes)).dice()
+    """Mean Dice of the foreground classes that occur in either; NaN where none does. `label` is as it was prepared."""
+    # The labels of a distance head say how far inside its object a voxel lies.
+    truth = np.minimum(label, 1) if study.model.head == "distance" else label
+    values = count_overlap(found, truth, len(study.task.classes)).dice()
     return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
 
 

@@ -30,12 +30,13 @@ import argparse
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks._federated import Weights, checkpoint, checkpoint_path, fastest_operations, federate, snapshot
 from benchmarks._pooled import (
     ROOT,
     Data,
@@ -54,7 +55,7 @@ from benchmarks._pooled import (
     write_between,
 )
 from benchmarks._report import report
-from common.errors import DataError, WireError
+from common.errors import DataError
 from common.learning.runtime import configure_tensorflow
 from common.study import Study
 from common.wire.tensors import read_tensors, write_tensors
@@ -67,8 +68,6 @@ _SNAPSHOTS = (0.5, 0.75, 1.0)
 _TEXT = frozenset(["arm"])
 _WHOLE = frozenset(["steps", "rounds", "filters", "seed", "chosen_step", "patches_of_each_source"])
 _IDENTITY = ("arm", "steps", "rounds", "filters", "seed", "mu")
-
-Weights = list[Any]
 
 
 def main() -> None:
@@ -159,7 +158,7 @@ def measure(data: Data, arm: str, options: argparse.Namespace) -> Row:
     folder.mkdir(exist_ok=True)
     started = time.perf_counter()
     if arm in FEDERATED:
-        snapshots = _federated(data, network, arm, options, folder)
+        snapshots = _federated(data, arm, options, folder)
         sources = len(sites)
     else:
         site = arm.removeprefix("alone ")
@@ -193,105 +192,39 @@ def _large(row: Mapping[str, Any], sites: Sequence[str]) -> float:
     return float(np.mean(found)) if found else math.nan
 
 
-def _operations(study: Study) -> Any:
-    """As a site computes that may choose: in bfloat16 where that is faster, the same in every arm."""
-    from common.models import operations_for
-
-    automatic = dataclasses.replace(study.training, precision="auto")
-    return operations_for(dataclasses.replace(study, training=automatic))
-
-
 def _together(data: Data, network: Any, options: argparse.Namespace, folder: Path) -> dict[int, Weights]:
     """The snapshots of training on all of `data` in one place, by step."""
     study, steps = data.study, options.steps
     rate = study.training.client_optimizer.learning_rate
-    trainer = Trainer(study, network, steps, options.seed, _operations(study), rate)
-    if (state := _checkpoint(folder)) is not None:
+    trainer = Trainer(study, network, steps, options.seed, fastest_operations(study), rate)
+    if (state := checkpoint(folder)) is not None:
         trainer.restore(state)
         print(f"going on after step {trainer.done}", flush=True)
     losses = []
     for images, labels in batches(data, study.augmentation, steps, options.seed, trainer.done):
         losses.append(trainer.step(images, labels))
         if trainer.done in _snapshot_points(steps):
-            write_tensors(folder / f"step-{trainer.done:06d}.tensors", trainer.weights())
+            write_tensors(snapshot(folder, trainer.done), trainer.weights())
         if trainer.done % options.every == 0 or trainer.done == steps:
-            write_tensors(folder / "checkpoint.tensors", [np.asarray(value) for value in trainer.state()])
+            write_tensors(checkpoint_path(folder), [np.asarray(value) for value in trainer.state()])
             print(f"step {trainer.done} of {steps}: loss {np.mean([float(loss) for loss in losses]):.3f}", flush=True)
             losses.clear()
-    return _snapshots(folder, steps)
+    return {step: read_tensors(snapshot(folder, step)) for step in _snapshot_points(steps)}
 
 
-def _federated(data: Data, network: Any, arm: str, options: argparse.Namespace, folder: Path) -> dict[int, Weights]:
+def _federated(data: Data, arm: str, options: argparse.Namespace, folder: Path) -> dict[int, Weights]:
     """The snapshots of a federation's rounds, by the steps that all sites took until then."""
-    import tensorflow as tf
-
-    from common.learning.graph import leaf_types, to_numpy
-    from common.learning.plan import RoundPlan
-    from common.learning.process import build_training_process
-
     mu = options.mu if arm == "fedprox" else 0.0
     training = dataclasses.replace(data.study.training, algorithm=arm, proximal_mu=mu)
-    study = dataclasses.replace(data.study, training=training)
-    plan = RoundPlan(build_training_process(study, _operations(study)))
-    state_leaves, weights_leaves = len(leaf_types(plan.state_type)), len(network.specs)
-    sites = sorted(data.training)
-    local = options.steps // (options.rounds * len(sites))
-    of_round = local * len(sites)
-    done = 0
-    state: list[Any] = plan.initialize()
-    if (kept := _checkpoint(folder)) is not None:
-        state, done = kept[:-1], int(kept[-1])
-        print(f"going on after round {done}", flush=True)
-    streams = {
-        site: _endless(dataclasses.replace(data, training={site: data.training[site]}), options, number, local, done)
-        for number, site in enumerate(sites)
-    }
-    element = (
-        tf.TensorSpec([None, *study.preprocessing.patch, study.task.channels], tf.float32),
-        tf.TensorSpec([None, *study.preprocessing.patch], tf.uint8),
-    )
-    for number in range(done + 1, options.rounds + 1):
-        broadcast = to_numpy(plan.prepare(*state))
-        total = plan.zero()
-        for site in sites:
-            drawn = [next(streams[site]) for _ in range(local)]
-            dataset = tf.data.Dataset.from_generator(lambda drawn=drawn: iter(drawn), output_signature=element)
-            plan.accumulate(total, plan.work(dataset, broadcast))
-        leaves = to_numpy(plan.update(state, plan.report(*total)))
-        state = leaves[:state_leaves]
-        loss = next(float(value) for value in leaves[state_leaves:] if value.dtype == np.float32 and not value.ndim)
-        print(f"round {number} of {options.rounds}, {number * of_round} steps: loss {loss:.3f}", flush=True)
-        if number in _snapshot_points(options.rounds):
-            weights = to_numpy(plan.prepare(*state))[:weights_leaves]  # a broadcast begins with the model
-            write_tensors(folder / f"step-{number * of_round:06d}.tensors", weights)
-        write_tensors(folder / "checkpoint.tensors", [*(np.asarray(leaf) for leaf in state), np.asarray(number)])
-    return _snapshots(folder, options.steps, of_round)
-
-
-def _endless(data: Data, options: argparse.Namespace, number: int, local: int, done: int) -> Iterator[Any]:
-    """All batches of one site's rounds, from the first one after `done` rounds; each site has a seed of its own."""
-    steps = options.rounds * local
-    yield from batches(data, data.study.augmentation, steps, 1000 * options.seed + number, done * local)
+    federation = dataclasses.replace(data, study=dataclasses.replace(data.study, training=training))
+    local = options.steps // (options.rounds * len(data.training))
+    kept = federate(federation, local, options.seed, folder, _snapshot_points(options.rounds))
+    return {number * local * len(data.training): weights for number, weights in kept.items()}
 
 
 def _snapshot_points(count: int) -> list[int]:
     """After which of so many steps, or rounds, weights are kept."""
     return [math.ceil(share * count) for share in _SNAPSHOTS]
-
-
-def _checkpoint(folder: Path) -> list[Any] | None:
-    path = folder / "checkpoint.tensors"
-    if not path.exists():
-        return None
-    try:
-        return list(read_tensors(path))
-    except WireError as error:
-        raise SystemExit(f"{error}; remove {folder} to train this arm anew") from error
-
-
-def _snapshots(folder: Path, steps: int, of_round: int = 1) -> dict[int, Weights]:
-    wanted = [of_round * number for number in _snapshot_points(steps // of_round)]
-    return {step: read_tensors(folder / f"step-{step:06d}.tensors") for step in wanted}
 
 
 # Evaluation. -------------------------------------------------------------------------------------------------------

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from client.datasets import Cancelled
 from client.transfer import BroadcastStore, join_scalars, upload
-from client.work import Worker
+from client.work import Keeper, Worker
 from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError, WireError
 from common.security.certificates import Identity
 from common.version import VERSION
@@ -61,7 +63,7 @@ class Agent:
     ) -> None:
         self._envelope = pb.Envelope(study=study, plan_digest=worker.digest, site=site)
         self._site = site
-        self._worker = worker
+        self._worker = worker.of_run(_run_of(identity)) if isinstance(worker, Keeper) else worker
         self._address = address
         self._identity = identity
         self._report = report
@@ -180,6 +182,7 @@ class Agent:
                 f"task of kind {task.name.kind}: not known to this version; install the coordinator's"
             )
         number = task.name.round
+        keeper = self._worker if kind == "train" and isinstance(self._worker, Keeper) else None
         last = 0.0
 
         def say(stage: str, batch: int = 0, batches: int = 0) -> None:
@@ -208,7 +211,10 @@ class Agent:
             say("upload")
             timing = pb.Timing(download=self._broadcasts.seconds, work=seconds, cases=self._worker.cases(kind))
             header = pb.UploadHeader(envelope=self._envelope, task=task.name, timing=timing)
-            receipt = _again_if_damaged(lambda: upload(stub, header, update))
+            via = stub if keeper is None else _Told(stub, keeper, number)
+            receipt = _again_if_damaged(lambda: upload(via, header, update))
+            if keeper is not None:
+                keeper.answered(number, receipt.accepted)
             if receipt.accepted:
                 _log.info("round %d (%s): sent after %.1f s of work", number, kind, seconds)
                 self._report({"state": "waiting", "round": number, "batch": 0, "batches": 0})
@@ -225,6 +231,8 @@ class Agent:
             raise error
         except WireError as error:
             _log.warning("round %d (%s): %s", number, kind, error)
+            if keeper is not None:
+                keeper.answered(number, False)
             self._fail(task, outbox, "broadcast or update were damaged on the line, several times")
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
@@ -289,6 +297,46 @@ class _Inbox:
             raise item
         found: tuple[Any, threading.Event] | None = item
         return found
+
+
+class _Told:
+    """A stub whose `Upload` tells a keeper how far a round's update is; the keeper's RunFolderError ends it."""
+
+    def __init__(self, stub: Any, keeper: Keeper, round_number: int) -> None:
+        self._stub = stub
+        self._keeper = keeper
+        self._round = round_number
+
+    def Upload(self, messages: Iterator[pb.UploadMessage]) -> pb.UploadReceipt:
+        """As the stub's."""
+        over = False
+        failures: list[RunFolderError] = []
+
+        def told() -> Iterator[pb.UploadMessage]:  # read by a thread of gRPC's, where an exception would be lost
+            for message in messages:
+                if message.WhichOneof("body") == "blob":
+                    if over:
+                        return
+                    try:
+                        self._keeper.sent(self._round)
+                    except RunFolderError as error:
+                        failures.append(error)
+                        return  # without its last message nobody takes the update
+                yield message
+
+        self._keeper.sending(self._round)
+        try:
+            receipt: pb.UploadReceipt = self._stub.Upload(told())
+        finally:
+            over = True
+            if failures:
+                raise failures[0]
+        return receipt
+
+
+def _run_of(identity: Identity) -> bytes:
+    """What tells runs apart: the authority that signed the certificates of both sides."""
+    return x509.load_pem_x509_certificate(identity.authority).fingerprint(hashes.SHA256())
 
 
 def _again_if_damaged(transfer: Callable[[], _T]) -> _T:

@@ -32,6 +32,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from client.case_layout import Layout
 from common.errors import DataError, RunFolderError, WireError
 from common.imaging.preprocessing import Prepared
 from common.study import Study
@@ -107,7 +108,7 @@ class CaseCache:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
         self._limit = limit_bytes
-        self._verified: dict[str, _Identity] = {}
+        self._verified: dict[str, _Checked] = {}
         self._turns = [threading.Lock() for _ in range(_TURNS)]
         self._storing = limit_bytes > 0
         self._warned = False
@@ -197,14 +198,18 @@ class CaseCache:
         if trailer[:-_DIGEST_BYTES] != head:
             raise ValueError("its end is torn, of another format or of another case")
         identity = _Identity.of(status)
-        if self._verified.get(key) != identity:
+        checked = self._verified.get(key)
+        if checked is None or checked.identity != identity:
             # Read, not mapped: a sector that the disk cannot read is then an error, where a mapped page kills.
             if _digest_of(file, blob_bytes, head) != trailer[-_DIGEST_BYTES:]:
                 raise ValueError("its digest is not that of its content")
-            self._verified[key] = identity
+            checked = None
         mapped = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
-        description, *arrays = decode(memoryview(mapped)[:blob_bytes])
-        return Prepared.from_parts(arrays, json.loads(description.tobytes()))
+        if checked is None:
+            description, *arrays = decode(memoryview(mapped)[:blob_bytes])
+            prepared = Prepared.from_parts(arrays, json.loads(description.tobytes()))
+            checked = self._verified[key] = _Checked(identity, Layout.of(prepared, mapped))
+        return checked.layout.read(mapped)
 
     # Writing. ----------------------------------------------------------------------------------------------------
 
@@ -324,6 +329,11 @@ class _Identity(NamedTuple):
     @staticmethod
     def of(status: os.stat_result) -> _Identity:
         return _Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class _Checked(NamedTuple):
+    identity: _Identity
+    layout: Layout
 
 
 class _Entry(NamedTuple):

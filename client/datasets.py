@@ -7,6 +7,9 @@ after a crash sends the same bits. Files are read in place; prepared images are 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +36,7 @@ OnBatch = Callable[[int], None]
 
 _DROPOUT = 1000  # its part of a batch's seed, beyond those of the augmentations
 _THICK = 3.0
+_ALIGNMENT = 64
 
 
 class Cancelled(Exception):
@@ -74,6 +78,9 @@ class SiteDataset:
         self._site = site
         self._cases = cases
         self._cache = cache
+        self._keys: dict[str, str] = {}
+        self._numbers = itertools.count()
+        self._rounds: dict[int, tuple[Draw, OnBatch]] = {}  # whose data is in use
         self.failure: DataError | None = None
         self.training_cases, self.validation_cases = split_cases(cases.cases, study.evaluation, study.seed)
 
@@ -96,23 +103,50 @@ class SiteDataset:
         import tensorflow as tf
 
         study = self._study
-        draw = Draw(study.name, study.seed, round_number, self._site)
+        number = next(self._numbers)
+        self._rounds[number] = Draw(study.name, study.seed, round_number, self._site), on_batch
+        data = tf.data.experimental.from_variant(self._pipeline(number), self._vary.input_signature[:2])
+        weakref.finalize(data, self._rounds.pop, number)
+        return data
 
-        def batches() -> Iterator[tuple[Any, Any]]:
-            try:
-                for index, (images, labels) in enumerate(self._training_batches(draw)):
-                    on_batch(index)
-                    seed = draw.generator("augment", index).integers(2**31, size=2, dtype=np.int32)
-                    # Not by `Dataset.map`, which would set the function up anew in every round: up to a second.
-                    yield self._vary(images, labels, seed)
-            except Cancelled:
-                return
-            except DataError as error:
-                self.failure = DataError(f"site {self._site}: {error}")
-                return
+    @cached_property
+    def _pipeline(self) -> Any:
+        """From a number of `_rounds` to its data as a variant, a TensorFlow function.
+
+        Traced once: made anew in every round, the pipeline takes as long as several batches, and TensorFlow holds on to
+        the generator of each.
+        """
+        import tensorflow as tf
 
         images, labels, _ = self._vary.input_signature
-        return tf.data.Dataset.from_generator(batches, output_signature=(images, labels)).prefetch(2)
+        options = tf.data.Options()
+        options.autotune.enabled = False  # nothing is left to it, and it would look on from a thread of its own
+
+        def pipeline(number: Any) -> Any:
+            data = tf.data.Dataset.from_generator(
+                self._varied_batches, args=(number,), output_signature=(images, labels)
+            )
+            return tf.data.experimental.to_variant(data.prefetch(2).with_options(options))
+
+        return tf.function(pipeline, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
+
+    def _varied_batches(self, number: int) -> Iterator[tuple[Any, Any]]:
+        """The batches of one of `_rounds`; after them nothing, or `failure`."""
+        draw, on_batch = self._rounds[int(number)]
+        seeds = draw.generator("augment").integers(2**31, size=(self.training_batches, 2), dtype=np.int32)
+        size = self._study.training.batch_size
+        try:
+            for index, (images, labels) in enumerate(self._training_batches(draw)):
+                on_batch(index)
+                drawn = min(size, self.patches - index * size)
+                # Not by `Dataset.map`, which would set the function up anew in every round: up to a second.
+                varied = self._vary(_as_tensor(images), _as_tensor(labels), seeds[index])
+                yield tuple(values[:drawn] for values in varied) if drawn < size else varied
+        except Cancelled:
+            return
+        except DataError as error:
+            self.failure = DataError(f"site {self._site}: {error}")
+            return
 
     @cached_property
     def _vary(self) -> Any:
@@ -147,18 +181,26 @@ class SiteDataset:
         return tf.function(vary, input_signature=signature, autograph=False)
 
     def _training_batches(self, draw: Draw) -> Iterator[Batch]:
-        training = self._study.training
-        patch = self._study.preprocessing.patch
-        images, labels = [], []
+        """All of one size, for which the augmentation is compiled: the last is filled up with what is there."""
+        training, patch = self._study.training, self._study.preprocessing.patch
+        size = training.batch_size
+        rng = draw.generator("patches")
+        images, labels = self._empty_batch()
         for index, case in enumerate(self._order(draw)):
             image, label = self._load(case)
-            rng = draw.generator("patch", index)
-            image_patch, label_patch = sample_patch(image, label, patch, rng, training.foreground_fraction)
-            images.append(image_patch)
-            labels.append(label_patch)
-            if len(images) == training.batch_size or index + 1 == self.patches:
-                yield np.stack(images), np.stack(labels)
-                images, labels = [], []
+            place = index % size
+            images[place], labels[place] = sample_patch(
+                image, label, patch, rng, training.foreground_fraction, copy=False
+            )
+            if place + 1 == size or index + 1 == self.patches:
+                yield images, labels
+                images, labels = self._empty_batch()
+
+    def _empty_batch(self) -> Batch:
+        """Zeros where TensorFlow can use them without a copy."""
+        study = self._study
+        shape = (study.training.batch_size, *study.preprocessing.patch)
+        return _aligned((*shape, study.task.channels), np.float32), _aligned(shape, np.uint8)
 
     def _order(self, draw: Draw) -> Iterator[Case]:
         """The case of each patch: shuffled passes over all cases, one after the other."""
@@ -169,6 +211,12 @@ class SiteDataset:
                     return
                 drawn += 1
                 yield self.training_cases[index]
+
+    def _key(self, case: Case) -> str:
+        """By which the cache knows a case; worked out once, because it takes longer than reading a patch."""
+        if case.name not in self._keys:
+            self._keys[case.name] = self._cases.key(case, self._study)
+        return self._keys[case.name]
 
     def validation(self, on_batch: OnBatch = lambda index: None) -> Any:
         """A `tf.data.Dataset` of single tiles that cover the validation cases; voxels outside carry label 255."""
@@ -221,9 +269,24 @@ class SiteDataset:
                 )
             return prepared
 
-        prepared = prepare() if self._cache is None else self._cache.get(self._cases.key(case, self._study), prepare)
+        prepared = prepare() if self._cache is None else self._cache.get(self._key(case), prepare)
         assert prepared.label is not None, "a case without a label is not among a site's cases"
         return prepared.image, prepared.label
+
+
+def _aligned(shape: tuple[int, ...], dtype: type) -> npt.NDArray[Any]:
+    """Zeros in memory that TensorFlow's vector units can read, so that it needs no copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _as_tensor(array: npt.NDArray[Any]) -> Any:
+    """The same memory as a tensor, which keeps it; nobody may write to it from here on."""
+    import tensorflow as tf
+
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def _has_thick_slices(study: Study) -> bool:

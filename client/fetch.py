@@ -136,8 +136,11 @@ def _require_same(folder: Path, digest: bytes) -> None:
             f"{manifest}: cannot be read ({error.strerror or error}); correct its rights, or give another --out"
         ) from error
     if found != digest:
-        raise UsageError(f"{folder}: exists already and is of another study or run; give another --out")
-    check_files(folder)
+        raise UsageError(
+            f"{folder}: exists already and is of another study or run, or its manifest is damaged; give another --out, "
+            f"or delete or move away {folder}, then fetch again"
+        )
+    check_files(folder, f"delete or move away {folder}, then fetch again")  # what is there is never written over
 
 
 def _check_names(manifest: Path, version: pb.PublishedVersion) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.wording import printable
+from common.wording import counted, printable
 
 if TYPE_CHECKING:
+    from client.datasets import SiteDataset
     from common.study import Study
 
 _CACHE_BYTES = 20 * 10**9
@@ -122,25 +123,29 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _personalize(options: argparse.Namespace) -> int:
-    from client.datasets import SiteDataset
-    from client.personalize import personalize, refuse_existing, report_of
+    from client.data_selection import select
+    from client.personalize import personalize, refuse_existing, report_of, tuning_study
     from common.inference.version_files import open_weights
     from common.learning.runtime import configure_tensorflow
 
     def progress(words: str) -> None:
         print(words, file=sys.stderr if options.json else sys.stdout, flush=True)
 
+    # Whatever is wrong with the folders, the model and the images is told before TensorFlow is loaded.
     refuse_existing(options.out)
-    configure_tensorflow(open_weights(options.model).study.training.threads)
+    published = open_weights(options.model).study
     # Prepared images are those of patients: they go however this ends.
     with _ended_in_order(), tempfile.TemporaryDirectory(prefix="wardround-") as work:
+        study = tuning_study(published, options.epochs, options.rate)
+        cases = select(study, options.data, Path(work), options.registry)
+        progress(f"{counted(len(cases.cases), 'case')} fit for {printable(published.name)}; loading TensorFlow")
+        configure_tensorflow(published.training.threads)
         opened: list[SiteDataset] = []
 
         def open_cases(study: Study) -> SiteDataset:
             from client.case_cache import CaseCache
-            from client.data_selection import select
+            from client.datasets import SiteDataset
 
-            cases = select(study, options.data, Path(work), options.registry)
             opened.append(SiteDataset(study, "personal", cases, CaseCache(Path(work) / "cache", _CACHE_BYTES)))
             return opened[-1]
 

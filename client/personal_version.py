@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import statistics
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +9,22 @@ from typing import Any
 import numpy as np
 
 from client.datasets import SiteDataset
-from client.personalize import Personalized, Progress, mean_dice, predictor, report_of, validation_dice
+from client.personalize import Personalized, Progress, mean_dice, report_of, validation_dice
 from common.errors import PublishError, RunFolderError
-from common.export.conversion import convert
-from common.inference.golden import GOLDEN, Golden, load_golden
+from common.export.conversion import Tile, convert
+from common.export.figures import LARGEST_DIFFERENCE, median_seconds
+from common.export.forward import predictor
+from common.export.papers import write_beside, write_manifest
+from common.inference.golden import Golden, load_golden
 from common.inference.lite import LiteModel
-from common.inference.published import MANIFEST
+from common.inference.published import read_manifest, sha256_of
 from common.inference.version_files import origin_of
 from common.models import build_network
 from common.models.network import Network
 from common.version import VERSION
 from common.whole_folder import appearing_whole
-from common.wire.tensors import write_tensors
 
 VARIANTS = ("float32", "dynamic_range")
-_LARGEST_DIFFERENCE = 1e-3
 _RUNS = 5
 
 
@@ -44,7 +41,7 @@ def write_personal(
     study = result.base.study
     network = build_network(study)
     tile = load_golden(model).tile
-    manifest: dict[str, Any] = json.loads((model / MANIFEST).read_bytes())
+    base = read_manifest(model)
     with appearing_whole(out, RunFolderError) as partial:
         for name in VARIANTS:
             progress(f"converting to {name}")
@@ -53,38 +50,32 @@ def write_personal(
         golden = Golden(tile, models["float32"](tile[np.newaxis])[0])
         _check(result, network, golden)
         entries = _entries(result, partial, models, dataset, tile, progress)
-        pair = golden.to_bytes()
-        (partial / GOLDEN).write_bytes(pair)
-        stored = write_tensors(partial / "weights.tensors", list(result.weights))
         documents = {
             "model_card.md": _card(result).encode(),
             "study.yaml": (model / "study.yaml").read_bytes(),  # of the very digest that the base's manifest has
         }
-        for name, content in documents.items():
-            (partial / name).write_bytes(content)
-        tolerance = {name: max(2 * golden.difference(one), 1e-3) for name, one in models.items()}
-        manifest |= {
+        differences = {name: golden.difference(one) for name, one in models.items()}
+        papers = write_beside(partial, result.weights, golden, differences, documents)
+        manifest = {
+            **base,
             "wardround": VERSION,
             "version": f"{result.base.version}-personal",
-            "model": {**manifest["model"], "works_alone": True},
+            "model": {**base["model"], "works_alone": True},
             "details": {"personalized_from": origin_of(result.base)},
             "personal": {key: value for key, value in report_of(result, out).items() if key != "folder"},
             "variants": entries,
             "holdout": None,
             "explanation": None,  # the base's explains the base
-            "weights": {"file": "weights.tensors", "sha256": stored.digest.hex(), "bytes": stored.size},
-            "golden": {**manifest["golden"], **_identified(pair), "tolerance": tolerance},
             "calibration_images": 0,
-            "documents": {name: _identified(content) for name, content in documents.items()},
+            **papers,
         }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
-        (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        write_manifest(partial, manifest)
 
 
 def _check(result: Personalized, network: Network, golden: Golden) -> None:
     expected = predictor(result.base.study, network, result.weights)(golden.tile[np.newaxis])[0]
     difference = float(np.abs(golden.answer - expected).max())
-    if not difference <= _LARGEST_DIFFERENCE:
+    if not difference <= LARGEST_DIFFERENCE:
         raise PublishError(
             f"float32: the converted model differs from TensorFlow by {difference:.2g} on one tile; it is not kept: "
             "use the published model"
@@ -96,18 +87,12 @@ def _entries(
     folder: Path,
     models: Mapping[str, LiteModel],
     dataset: SiteDataset,
-    tile: Any,
+    tile: Tile,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """The manifest's entries of the files; Dice is that of the site's validation cases."""
     study = result.base.study
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(_RUNS + 1):
-        for name, model in models.items():
-            began = time.perf_counter()
-            model(tile[np.newaxis])
-            seconds[name].append(time.perf_counter() - began)
-    latency = {name: 1e3 * statistics.median(times[1:]) for name, times in seconds.items()}
+    seconds = median_seconds(models, tile, _RUNS)
     entries: list[dict[str, Any]] = []
     for name, model in models.items():
         progress(f"measuring {name}")
@@ -127,12 +112,12 @@ def _entries(
                 "ratio_to_float32": size / (entries[0]["bytes"] if entries else size),
                 "dice": dice,
                 "dice_lost": lost,
-                "latency_ms": latency[name],
-                "latency_ratio": latency[name] / latency["float32"],
+                "latency_ms": 1e3 * seconds[name],
+                "latency_ratio": seconds[name] / seconds["float32"],
                 "recommended": recommended,
                 "failed": False,
                 "note": note,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "sha256": sha256_of(path),
                 "input": {"shape": model.input_shape, "dtype": "float32"},
                 "output": {"shape": model.output_shape, "dtype": "float32"},
                 "holdout": None,
@@ -143,10 +128,6 @@ def _entries(
 
 def _one_by_one(model: LiteModel) -> Any:
     return lambda tiles: np.concatenate([model(tile[np.newaxis]) for tile in tiles])
-
-
-def _identified(content: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def _card(result: Personalized) -> str:

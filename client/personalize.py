@@ -8,19 +8,23 @@ Nothing leaves the site.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from client.datasets import SiteDataset
 from common.errors import DataError, UsageError
+from common.export.forward import ForwardPass
 from common.imaging.patches import IGNORED
+from common.imaging.sliding_window import Predict
 from common.inference.lite import class_indices
 from common.inference.version_files import PublishedWeights, open_weights
+from common.metrics.overlap import OverlapCounts, count_overlap
 from common.study import Study
 from common.wire.tensors import Array
 
@@ -29,8 +33,8 @@ if TYPE_CHECKING:
 
 EPOCHS = 5
 RATE = 0.1
+_SILENCE_SECONDS = 20.0
 
-Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 Progress = Callable[[str], None]
 
 
@@ -104,11 +108,12 @@ def personalize(
             "both nobody can tell whether a personal model is better; add labelled cases, or use the published model"
         )
     network = build_network(study)
+    forward = ForwardPass(study, network)
     progress(f"measuring the published model on {len(dataset.validation_cases)} validation cases")
-    before = validation_dice(study, dataset, predictor(study, network, base.weights))
+    before = validation_dice(study, dataset, forward.with_weights(base.weights))
     weights = fine_tune(study, network, base.weights, dataset, progress)
     progress("measuring the personal model")
-    after = validation_dice(study, dataset, predictor(study, network, weights))
+    after = validation_dice(study, dataset, forward.with_weights(weights))
     return Personalized(base, weights, before, after, len(dataset.training_cases), len(dataset.validation_cases))
 
 
@@ -150,7 +155,8 @@ def fine_tune(
     for number in range(1, study.training.rounds + 1):
         dataset.failure = None
         total = plan.zero()
-        plan.accumulate(total, plan.work(dataset.training(number), to_numpy(plan.prepare(*state))))
+        data = dataset.training(number, _telling(f"epoch {number} of {study.training.rounds}", dataset, progress))
+        plan.accumulate(total, plan.work(data, to_numpy(plan.prepare(*state))))
         if dataset.failure is not None:
             raise dataset.failure
         leaves = plan.update(state, plan.report(*total))
@@ -161,18 +167,17 @@ def fine_tune(
     return to_numpy(state[: len(network.specs)])
 
 
-def predictor(study: Study, network: Network, weights: Sequence[Array]) -> Predict:
-    """Probabilities of tiles, (n, *tile, channel) to (n, *tile, output), by TensorFlow."""
-    import tensorflow as tf
+def _telling(epoch: str, dataset: SiteDataset, progress: Progress) -> Callable[[int], None]:
+    """Says how far an epoch is, once in a while."""
+    said = time.monotonic()
 
-    from common.models import probabilities
+    def on_batch(index: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _SILENCE_SECONDS:
+            said = time.monotonic()
+            progress(f"{epoch}: {index} of {dataset.training_batches} batches")
 
-    values = [tf.constant(weight) for weight in weights]
-    signature = [tf.TensorSpec([None, *study.publishing.tile, study.task.channels], tf.float32)]
-    forward = tf.function(
-        lambda tiles: probabilities(study, network(values, tiles)), autograph=False, input_signature=signature
-    )
-    return lambda tiles: np.asarray(forward(tf.constant(tiles)), dtype=np.float32)
+    return on_batch
 
 
 def validation_dice(study: Study, dataset: SiteDataset, predict: Predict) -> dict[str, float]:
@@ -182,24 +187,18 @@ def validation_dice(study: Study, dataset: SiteDataset, predict: Predict) -> dic
     ------
     DataError : a case can no longer be read.
     """
-    classes = np.arange(1, len(study.task.classes))
-    both, either = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
+    classes = len(study.task.classes)
+    counts = OverlapCounts.zero(classes)
     dataset.failure = None
     for images, labels in dataset.validation().as_numpy_iterator():
         found = class_indices(predict(images), study.model.head)
-        truth = np.where(labels == IGNORED, 0, labels)
-        if study.model.head == "distance":  # labels say how far inside its object a voxel lies
-            truth = np.minimum(truth, 1)
-        found = np.where(labels == IGNORED, 0, found)
-        for index, value in enumerate(classes):
-            both[index] += np.count_nonzero((found == value) & (truth == value))
-            either[index] += np.count_nonzero(found == value) + np.count_nonzero(truth == value)
+        counted = labels != IGNORED
+        # The labels of a distance head say how far inside its object a voxel lies.
+        truth = np.minimum(labels, 1) if study.model.head == "distance" else labels
+        counts += count_overlap(found[counted], truth[counted], classes)
     if dataset.failure is not None:
         raise dataset.failure
-    return {
-        name: float(2 * shared / total) if total else float("nan")
-        for name, shared, total in zip(study.task.foreground, both, either, strict=True)
-    }
+    return dict(zip(study.task.foreground, counts.dice().tolist(), strict=True))
 
 
 def mean_dice(of_classes: Mapping[str, float]) -> float:
@@ -231,8 +230,15 @@ def _plain(value: float) -> float | None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raises UsageError where the personal model's folder exists, before hours of training."""
-    if out.exists():
-        raise UsageError(f"{out}: exists already; give another --out")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"{out}: its parent folder does not exist; make it, or give another --out")
+    """Raises UsageError where the personal model's folder exists or cannot be made, before hours of training."""
+    parent = out.absolute().parent
+    try:
+        if out.exists():
+            raise UsageError(f"{out}: exists already; give another --out")
+        if not parent.is_dir():
+            raise UsageError(f"{out}: its parent folder does not exist; make it, or give another --out")
+        tempfile.TemporaryFile(prefix=".wardround-", dir=parent).close()
+    except OSError as error:
+        raise UsageError(
+            f"{out}: cannot be made in {parent} ({error.strerror or error}); check its rights, or give another --out"
+        ) from error

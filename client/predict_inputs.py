@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client.predict_notes import left_aside
 from common.errors import DataError, UsageError
 from common.imaging.case import Case, Source
 from common.imaging.discovery import discover
-from common.imaging.findings import Finding
+from common.imaging.facts import format_of
+from common.imaging.findings import Code, Finding
+from common.imaging.layouts.manifest import CASES_TABLE, PATIENTS_TABLE
 from common.imaging.layouts.options import Layout
+from common.imaging.layouts.tree import walk
 from common.imaging.readers import suffix_of
-from common.imaging.readers.dicom_folder import scan_folder
+from common.imaging.readers.dicom_folder import is_dicom, scan_folder
 from common.study import Study
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31})=(.+)")
 # Of an image and its label: what keeps a case from being trained on, and says nothing of its images.
 _OF_LABELS = "E2"
+_LEFT_OUT = (Code.LEFT_OUT.code, Code.FOLDER_LEFT_OUT.code)
+_TABLES = (CASES_TABLE, PATIENTS_TABLE)
 
 
 @dataclass(frozen=True)
@@ -29,10 +36,12 @@ class Inputs:
     ----------
     cases : images keyed by the study's modalities; names are unique and can be parts of file names.
     refused : what could not be made a case of: what was given or found, and why.
+    notes : what of a folder plays no part: the folder, and what there is to know.
     """
 
     cases: list[Case] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 def find_inputs(given: Sequence[str], study: Study, layout: Layout) -> Inputs:
@@ -46,7 +55,8 @@ def find_inputs(given: Sequence[str], study: Study, layout: Layout) -> Inputs:
 
     Raises
     ------
-    UsageError : a modality is no one of the study's, or given twice.
+    UsageError : a modality is no one of the study's, or given twice; results of two inputs would have one name; a level
+        is asked for of an image that has none.
     """
     found = Inputs()
     named: dict[str, Path] = {}
@@ -61,7 +71,8 @@ def find_inputs(given: Sequence[str], study: Study, layout: Layout) -> Inputs:
             _take(Path(text), study, layout, found)
     if named:
         _take_named(named, study, layout, found)
-    _refuse_same_names(found)
+    _refuse_same_names(found.cases)
+    _refuse_levels(found.cases, layout.level)
     return found
 
 
@@ -89,6 +100,8 @@ def _take(path: Path, study: Study, layout: Layout, found: Inputs) -> None:
 
 
 def _take_folder(folder: Path, study: Study, layout: Layout, found: Inputs) -> None:
+    if others := _no_images(folder):
+        found.notes.append((str(folder), left_aside(others)))
     if len(study.task.modalities) < 2:
         series = [one for one in scan_folder(folder).series if one.frames and not one.is_segmentation]
         if len(series) == 1:
@@ -97,6 +110,7 @@ def _take_folder(folder: Path, study: Study, layout: Layout, found: Inputs) -> N
             return
     discovery = discover(folder, layout)
     out = _kept_out(discovery.findings)
+    found.notes.extend((str(folder), one.message) for one in discovery.findings if one.code in _LEFT_OUT)
     if not discovery.cases:
         reasons = [finding.message for finding in discovery.findings if finding.level == "error"]
         raise DataError(f"{folder}: {reasons[0] if reasons else 'holds no image'}; give a folder of images")
@@ -147,23 +161,40 @@ def _missing(case: Case, missing: list[str]) -> str:
     )
 
 
-def _refuse_same_names(found: Inputs) -> None:
+def _no_images(folder: Path) -> list[str]:
+    """For each file in the folder, at any depth, that no reader takes and that is no table of cases: of what type."""
+    kinds = []
+    for _, listing in walk(folder):
+        for path in listing.files:
+            if suffix_of(path) or path.name in _TABLES:
+                continue
+            with contextlib.suppress(OSError):  # whoever reads it says so
+                if path.is_file() and not is_dicom(path):
+                    kinds.append(path.suffix[1:].upper() or "without suffix")
+    return kinds
+
+
+def _refuse_same_names(cases: Sequence[Case]) -> None:
     """Results of one name would replace each other, also where a file system takes A and a for one."""
     seen: dict[str, Source] = {}
-    kept = []
-    for case in found.cases:
+    for case in cases:
         source = next(iter(case.images.values()))
         other = seen.setdefault(case.name.casefold(), source)
-        if other is source:
-            kept.append(case)
-        else:
-            found.refused.append(
-                (
-                    case.name,
-                    f"{source.path} and {other.path} would have one name; predict each into an --out of its own",
-                )
+        if other == source and other is not source:
+            raise UsageError(f"{source.path}: given twice; leave one out")
+        if other is not source:
+            raise UsageError(
+                f"{other.path} and {source.path}: their results would have one name, {case.name}_...; predict each "
+                "into an --out of its own"
             )
-    found.cases[:] = kept
+
+
+def _refuse_levels(cases: Sequence[Case], level: int) -> None:
+    """Of formats that have none. How many a TIFF file has is seen when it is read."""
+    for source in (source for case in cases for source in case.images.values() if level):
+        kind = format_of(source)
+        if kind != "TIFF" and (suffix_of(source.path) or source.path.is_dir()):
+            raise UsageError(f"--level {level}: {source.path} is {kind}, which has no levels; leave --level out")
 
 
 def _stem(path: Path) -> str:

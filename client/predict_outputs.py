@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import UsageError
 from common.imaging.case import Case, Source
 from common.imaging.facts import format_of
 from common.imaging.readers import suffix_of
+from common.imaging.volume import Stated
 from common.imaging.writers import dicom_seg, nifti, overlay, tiff
 from common.imaging.writers.codes import SegmentCodes
 from common.imaging.writers.whole_file import appearing_whole
@@ -23,14 +22,13 @@ from common.inference.explanation import explained_planes
 from common.inference.instance_masks import numbered_masks
 from common.inference.lite import LiteModel
 from common.inference.mask_file import write_masks
-from common.inference.measurements import COLUMNS, Measurement, Unit
+from common.inference.measurements import Unit
 from common.inference.pictures import planes_of
 from common.inference.prediction import Predicted
 from common.inference.published import PublishedModel
+from common.inference.scratch import let_go
 from common.study import Study
 from common.version import VERSION
-
-MEASUREMENTS = "measurements.csv"
 
 
 @dataclass(frozen=True)
@@ -103,20 +101,17 @@ def _parts(names: Sequence[str]) -> list[str]:
     ]
 
 
-def refuse_existing(paths: Sequence[Path]) -> None:
-    """Raises UsageError where a file exists already, before any work is done."""
-    there = [path for path in paths if path.exists() or path.is_symlink()]
-    if there:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise UsageError(f"{there[0]}{more}: exists already; give another --out, or --force to replace it")
+def unit_of(source: Source, stated: Stated) -> Unit:
+    """The unit of an image's spacing; "" where its file states none, as secondary captures of DICOM may not."""
+    if stated == "nothing":
+        return ""
+    return "um" if format_of(source) == "TIFF" else "mm"
 
 
-def unit_of(source: Source, spacing: tuple[float, float, float], affine: npt.NDArray[np.float64]) -> Unit:
-    """The unit of an image's spacing; "" where its file does not say one."""
-    if format_of(source) == "TIFF":
-        return "um" if spacing[1:] != (1.0, 1.0) else ""
-    # A secondary capture without a place in the patient.
-    return "" if format_of(source) == "DICOM" and np.array_equal(affine, np.eye(4)) else "mm"
+def check_target(targets: Targets, model: PublishedModel, codes: Mapping[str, SegmentCodes]) -> None:
+    """Before any work: raises DataError where the headers of a DICOM series do not serve for a DICOM-SEG."""
+    if format_of(targets.source) == "DICOM":
+        dicom_seg.check(targets.source, model.study.task.foreground, _algorithm(model), codes)
 
 
 def write_results(
@@ -132,23 +127,22 @@ def write_results(
     file_format = format_of(source)
     with appearing_whole(targets.segmentation, force) as path:
         if file_format == "DICOM":
-            algorithm = dicom_seg.Algorithm(model.study.name, model.version, VERSION)
-            dicom_seg.write(path, classes.array[..., 0], source, names, algorithm, codes)
+            dicom_seg.write(path, classes.array[..., 0], source, names, _algorithm(model), codes)
         else:
             _write_labels(path, classes.array[..., 0], predicted, source)
     if predicted.objects is not None and targets.objects is not None and targets.masks is not None:
         highest = predicted.object_count or 0
-        small = highest <= np.iinfo(np.uint16).max
+        dtype = np.dtype(np.uint16 if highest <= np.iinfo(np.uint16).max else np.int32)
         with appearing_whole(targets.objects, force) as path:
-            labels = predicted.objects.astype(np.uint16) if small else predicted.objects
-            _write_labels(path, labels, predicted, source)
+            _write_labels(path, predicted.objects, predicted, source, dtype)
         with appearing_whole(targets.masks, force) as path:
             depth, height, width = predicted.objects.shape
             masks = numbered_masks(predicted.objects)
             write_masks(path, masks, (depth, height, width), source.name, names[0])
     if targets.overlay is not None:
         with appearing_whole(targets.overlay, force) as path:
-            overlay.write(path, planes_of(predicted, is_patient=file_format != "TIFF"))
+            legend = names if predicted.objects is None else ()  # objects are of one class, in all colours
+            overlay.write(path, planes_of(predicted, is_patient=file_format != "TIFF"), legend)
 
 
 def write_explanations(
@@ -167,22 +161,28 @@ def write_explanations(
             overlay.write(path, planes)
 
 
-def write_measurements(path: Path, measured: Sequence[Measurement], force: bool) -> None:
-    """Writes the table of all cases, a row a class."""
-    with appearing_whole(path, force) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        for one in measured:
-            row = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in one.row().items()}
-            table.writerow({key: "" if value is None else value for key, value in row.items()})
+def _algorithm(model: PublishedModel) -> dicom_seg.Algorithm:
+    return dicom_seg.Algorithm(model.study.name, model.version, VERSION)
 
 
-def _write_labels(path: Path, array: npt.NDArray[Any], predicted: Predicted, source: Source) -> None:
+def _write_labels(
+    path: Path, array: npt.NDArray[Any], predicted: Predicted, source: Source, dtype: np.dtype[Any] | None = None
+) -> None:
+    classes = predicted.classes
     if format_of(source) == "TIFF":
-        tiff.write(path, array, predicted.classes.spacing, source.path)
+        is_stated = classes.stated != "nothing"
+        tiff.write(
+            path,
+            array,
+            classes.spacing,
+            source.path,
+            is_stated=is_stated,
+            dtype=dtype,
+            done=lambda: let_go(array),
+        )
     else:
         like = source.path if format_of(source) == "NIfTI" else None
-        nifti.write(path, array, predicted.classes.affine, like)
+        nifti.write(path, array if dtype is None else array.astype(dtype, copy=False), classes.affine, like)
 
 
 def _is_ome(path: Path) -> bool:

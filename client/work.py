@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from common.wire.tensors import Array, TensorSpec
 
@@ -38,6 +38,26 @@ class Worker(Protocol):
 
     def cases(self, kind: str) -> int:
         """How many cases the task's work is on."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """A worker that keeps something from round to round: it must know of which run, and what became of its updates.
+
+    Its methods raise RunFolderError where the work folder cannot be read or written.
+    """
+
+    def of_run(self, run: bytes) -> Worker:
+        """The worker for the run that these bytes identify; it knows nothing of other runs."""
+
+    def sending(self, round_number: int) -> None:
+        """A trained update is about to be sent, from its beginning; called again where it is sent again."""
+
+    def sent(self, round_number: int) -> None:
+        """The update's last message is about to go out: from here on the coordinator may hold it."""
+
+    def answered(self, round_number: int, accepted: bool) -> None:
+        """Whether the coordinator took the update."""
 
 
 class PlanWorker:
@@ -91,10 +111,10 @@ def site_worker(plan: StudyPlan, dataset: SiteDataset, folder: Path) -> Worker:
     worker = PlanWorker(plan, dataset)
     if plan.study.training.personal == "none":
         return worker
-    from client.personal import PersonalStore, PersonalWorker
+    from client.personal import PersonalWorker
     from common.learning.personal import PersonalLayers
     from common.models import build_network
 
     layers = PersonalLayers.of(build_network(plan.study), plan.train)
     own = folder / "personal" / f"{plan.study.name}-{plan.digest.hex()[:16]}"
-    return PersonalWorker(worker, layers, PersonalStore(own, layers.specs))
+    return PersonalWorker(worker, layers, own)

@@ -306,7 +306,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.round is not None:
         return _evaluate_round(arguments, _run_folder(given))
     from common.inference.published import open_published
-    from server.evaluation.published import evaluate_published, is_version, newest_version, run_of
+    from server.evaluation.published import evaluate_published
+    from server.versions import is_version, newest_version, run_of
 
     if given is not None and is_version(given):
         version, run = given, run_of(given)

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from common.cli import STOPPED
 from common.errors import RunFolderError, UsageError, WardroundError
+from common.export.figures import json_ready
 from common.learning.runtime import configure_tensorflow, keep_little_memory, release_memory
 from common.security.certificates import load_identity
 from common.study import Study
 from common.wire.channel import parse_address
 from common.wire.tensors import Array
-from server.results import Evaluated, finite, open_holdout, publish_round
+from server.results import Evaluated, open_holdout, publish_round
 from server.run_folder import RunFolder, write_atomically
 from server.serving import bind, serve
 from server.status import last_round
@@ -241,7 +242,7 @@ class _LastRow:
             "round": key,
             "train_loss": float(value["train"]["loss"]),
             "validation_dice": value.get("validation", {}).get("dice"),
-            "holdout_dice": finite(holdout.get("dice")),
+            "holdout_dice": json_ready(holdout.get("dice")),
             "seconds": value.get("seconds"),
         }
         _log.info("%s", last_round({"last": last, "rounds": self._rounds}))

@@ -17,10 +17,14 @@ import tensorflow_federated as tff
 
 Metrics = Mapping[str, Any]
 
+NO_WORSE = 0.001
+"""How far below the highest a later round's validation Dice may be for the round to be taken nevertheless: so much is
+chance, and its weights were trained longer and at a lower rate."""
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a study ended: the rounds done, and the round whose model the sites' validation chose."""
+    """Where a study ended: the rounds done, and the round whose model the sites' validation chose (see `NO_WORSE`)."""
 
     rounds: int
     best_round: int
@@ -83,6 +87,7 @@ async def run_study(
         validation_data=validation_data.iterator() if validation_data is not None else np.int32(0),
         best_round=np.int32(0),
         best_score=np.float32(-1.0),
+        highest=np.float32(-1.0),
     )
     saved, done = await states.load_latest(beginning)
     program = beginning if saved is None else saved
@@ -99,11 +104,12 @@ async def run_study(
             evaluate_holdout(_tensors(weights)) if evaluate_holdout is not None else _nothing(),
         )
         score = validation.get("dice")
-        better = score is None or score > program["best_score"]
+        better = score is None or is_no_worse(score, float(program["highest"]))
         program["state"] = state
         if better:
             program["best_round"] = np.int32(number)
             program["best_score"] = np.float32(-1.0 if score is None else score)
+            program["highest"] = max(program["highest"], program["best_score"])
         if (better and score is not None) or number == rounds:
             await releases.model.release(_tensors(weights), number)
         row = collections.OrderedDict(annotate(number), train=metrics["client_work"]["train"])
@@ -120,6 +126,11 @@ async def run_study(
         del state, weights, snapshot
     await saving
     return Outcome(rounds, int(program["best_round"]), _score(program))
+
+
+def is_no_worse(score: float, highest: float) -> bool:
+    """Whether a round of this validation Dice becomes the best, where the highest so far is that (-1 at first)."""
+    return score > highest - NO_WORSE
 
 
 async def _save(

@@ -7,21 +7,24 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import DataError, RunFolderError, UsageError
+from common.export.figures import json_ready
 from common.learning.runtime import configure_tensorflow
 from common.study import Study
 from common.wire.tensors import Array, TensorSpec
 from server.run_folder import RunFolder, write_atomically
+from server.versions import next_version
 
 if TYPE_CHECKING:
+    from common.export.forward import ForwardPass
     from common.models.network import Network
-    from server.evaluation import ForwardPass, Holdout, HoldoutResult
+    from server.evaluation import Holdout, HoldoutResult
     from server.starting import Start
 
 _log = logging.getLogger("wardround.coordinator")
@@ -49,8 +52,8 @@ class Evaluated:
 
     @cached_property
     def _forward(self) -> ForwardPass:
+        from common.export.forward import ForwardPass
         from common.models import build_network
-        from server.evaluation import ForwardPass
 
         return ForwardPass(self.study, build_network(self.study))
 
@@ -117,7 +120,7 @@ def publish_round(
         except DataError as error:  # the images may not fit the study before; the rounds are worth publishing anyway
             _log.warning("published without the comparison with what the study started from: %s", error)
     details |= origin
-    version = _next_version(run.published)
+    version = next_version(run.published)
     publication = publish_files(study, weights, holdout, run.published / version, details=details, progress=_log.info)
     report = {
         "study": study.name,
@@ -125,11 +128,11 @@ def publish_round(
         "best_round": round_number,
         "validation_dice": score,
         **origin,
-        "holdout": finite(result.scalars()) if result is not None else None,
+        "holdout": json_ready(result.scalars()) if result is not None else None,
         "publication": {**publication, "version": version, "folder": str(run.published / version)},
         "seconds": round(time.monotonic() - began, 1) if began is not None else None,
     }
-    written: dict[str, Any] = finite(report)
+    written: dict[str, Any] = json_ready(report)
     return written
 
 
@@ -137,22 +140,6 @@ def _weights(run: RunFolder, round_number: int, network: Network) -> list[Array]
     from server.state import load_weights
 
     return load_weights(run.models, round_number, [TensorSpec("float32", spec.shape) for spec in network.specs])
-
-
-def _next_version(folder: Path) -> str:
-    numbers = [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
-    return f"v{max(numbers, default=0) + 1}"
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN: a figure that does not exist is null."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and value != value:
-        return None
-    return value
 
 
 def _chosen_round(study: Study, run: RunFolder, round_number: int | None) -> tuple[int, float | None]:
@@ -174,7 +161,7 @@ def _validation_dice(run: RunFolder, round_number: int) -> float | None:
         return None
     with run.rounds.open(newline="") as file:
         found = [row.get("validation/dice") for row in csv.DictReader(file) if row["round"] == str(round_number)]
-    return finite(float(found[-1])) if found and found[-1] else None
+    return json_ready(float(found[-1])) if found and found[-1] else None
 
 
 def evaluate(run: RunFolder, holdout: Path, round_number: int | None) -> dict[str, Any]:
@@ -188,7 +175,7 @@ def evaluate(run: RunFolder, holdout: Path, round_number: int | None) -> dict[st
     from common.models import build_network
 
     result = opened.evaluate(_weights(run, chosen, build_network(study)))
-    return {"round": chosen, "validation_dice": score, "holdout": finite(result.scalars())}
+    return {"round": chosen, "validation_dice": score, "holdout": json_ready(result.scalars())}
 
 
 def publish(

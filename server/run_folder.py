@@ -128,6 +128,8 @@ class RunFolder:
                 f"{self.status}: cannot be read ({error}); is the coordinator still writing?"
             ) from error
         status["running"] = self.is_locked()
+        if status.get("published"):  # a folder that was moved or restored is not where it was written
+            status["published"] = str(self.published / Path(status["published"]).name)
         return status
 
 

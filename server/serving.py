@@ -24,6 +24,7 @@ from common.wire import federation_pb2_grpc as rpc
 from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
 from common.wire.tensors import CHUNK_BYTES
 from server.run_folder import RunFolder
+from server.versions import published_versions
 
 _log = logging.getLogger("wardround.coordinator")
 
@@ -117,7 +118,7 @@ class Published:
                 grpc.StatusCode.NOT_FOUND,
                 f"the coordinator runs study {self._study.name!r}, not {request.envelope.study!r}",
             )
-        versions = await asyncio.to_thread(self._versions)
+        versions = await asyncio.to_thread(published_versions, self._folder)
         if not versions:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -143,11 +144,6 @@ class Published:
                 grpc.StatusCode.DATA_LOSS, f"version {wanted!r} is damaged at the coordinator; its log says more"
             )
         _log.info("%s fetched version %s", request.envelope.site, wanted)
-
-    def _versions(self) -> dict[str, Path]:
-        """The folders of all versions by name, the newest last."""
-        found = [path for path in self._folder.glob("v*") if path.name[1:].isdecimal() and (path / MANIFEST).is_file()]
-        return {path.name: path for path in sorted(found, key=lambda path: int(path.name[1:]))}
 
 
 def _files_of(folder: Path) -> list[pb.PublishedFile]:

@@ -17,8 +17,8 @@ from common.errors import PublishError, RunFolderError, StudyError, UsageError, 
 from common.inference.version_files import PublishedWeights, open_weights, origin_of
 from common.study import Study, parse_study
 from common.wire.tensors import Array, TensorSpec, read_tensors, write_tensors
-from server.evaluation.published import is_version, newest_version
 from server.run_folder import RunFolder, write_atomically
+from server.versions import is_version, newest_version
 
 if TYPE_CHECKING:
     from common.models.network import Network

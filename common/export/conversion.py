@@ -6,12 +6,13 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import PublishError
+from common.inference.lite import captured_stderr
 from common.study import Study
 
 if TYPE_CHECKING:
@@ -97,18 +98,16 @@ def to_lite(
     """
     import tensorflow as tf
 
-    from common.inference.lite import captured_stderr
-
-    with captured_stderr() as chatter, warnings.catch_warnings(), _silenced("absl"), _silenced("tensorflow"):
-        warnings.simplefilter("ignore")
+    with quiet("absl", "tensorflow") as chatter:
         try:
             forward = tf.function(answer, autograph=False).get_concrete_function(signature)
             converter = tf.lite.TFLiteConverter.from_concrete_functions([forward], tf.Module())
             prepare(converter)
             model = converter.convert()
         except Exception as error:  # the converter raises what its many parts raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-            raise PublishError(f"{name}: TensorFlow's converter refused the network ({reason}); {advice}") from error
+            raise PublishError(
+                f"{name}: TensorFlow's converter refused the network ({reason_of(error)}); {advice}"
+            ) from error
         finally:
             chatter.seek(0)
             said = chatter.read().decode(errors="replace")
@@ -117,11 +116,26 @@ def to_lite(
 
 
 @contextlib.contextmanager
-def _silenced(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def quiet(*loggers: str) -> Iterator[IO[bytes]]:
+    """Keep what converters say from the terminal: stderr goes to the file that is yielded, warnings nowhere.
+
+    Parameters
+    ----------
+    loggers : names of loggers that are to report nothing below errors.
+    """
+    chosen = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in chosen]
+    with captured_stderr() as chatter, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in chosen:
+                logger.setLevel(logging.ERROR)
+            yield chatter
+        finally:
+            for logger, level in zip(chosen, levels, strict=True):
+                logger.setLevel(level)
+
+
+def reason_of(error: Exception) -> str:
+    """A converter's error in one line of at most 300 characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

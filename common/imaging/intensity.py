@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-INTENSITIES = ("zscore", "foreground_zscore", "percentile", "window", "none")
-_LOW, _HIGH = 0.5, 99.5
+from common.imaging.scaling import INTENSITIES
+from common.imaging.scaling import measured as measure
+
+__all__ = ["INTENSITIES", "box_of", "foreground_of", "normalize"]
 
 Values = npt.NDArray[np.float32]
 
@@ -48,25 +50,13 @@ def normalize(
     ------
     ValueError : an unknown name, or no window.
     """
-    if measured is None:
-        measured = values
-    if intensity == "zscore":
-        return _zscore(values, measured)
-    if intensity == "foreground_zscore":
-        if foreground is None:
-            return _zscore(values, measured)
-        result = np.zeros_like(values)
-        result[foreground] = _zscore(values[foreground], values[foreground])
-        return result
-    if intensity == "percentile":
-        return _percentile(values, measured)
-    if intensity == "window":
-        if window is None:
-            raise ValueError("intensity window: expected a window of two values, found none")
-        return _between(values, window[0], window[1])
-    if intensity == "none":
-        return values / np.float32(np.iinfo(stored).max) if stored in (np.uint8, np.uint16) else values
-    raise ValueError(f"intensity: expected one of {INTENSITIES}, found {intensity!r}")
+    part = values if measured is None else measured
+    if intensity != "foreground_zscore" or foreground is None:
+        return measure(lambda: (part,), intensity, stored, window)(values)
+    inside = values[foreground]
+    result = np.zeros_like(values)
+    result[foreground] = measure(lambda: (inside,), intensity, stored)(inside)
+    return result
 
 
 def foreground_of(images: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
@@ -122,23 +112,3 @@ def _border(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         array.take(index, axis).ravel() for axis in range(array.ndim) if array.shape[axis] > 1 for index in (0, -1)
     ]
     return np.concatenate(faces) if faces else array.ravel()
-
-
-def _zscore(values: Values, measured: Values) -> Values:
-    if measured.max() == measured.min():
-        return np.zeros_like(values)
-    # In float64, because the sums of a large 16-bit image outgrow float32's 24 bits.
-    mean = measured.mean(dtype=np.float64)
-    std = measured.std(dtype=np.float64)
-    return np.asarray((values - mean) / std, dtype=np.float32)
-
-
-def _percentile(values: Values, measured: Values) -> Values:
-    low, high = (float(value) for value in np.percentile(measured, (_LOW, _HIGH)))
-    if low == high:
-        low, high = float(measured.min()), float(measured.max())
-    return np.zeros_like(values) if low == high else _between(values, low, high)
-
-
-def _between(values: Values, low: float, high: float) -> Values:
-    return np.asarray(np.clip((values - low) / (high - low), 0.0, 1.0), dtype=np.float32)

@@ -22,6 +22,8 @@ def sample_patch(
     patch: Sequence[int],
     rng: np.random.Generator,
     foreground_fraction: float,
+    *,
+    copy: bool = True,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Cut a random patch.
 
@@ -42,12 +44,13 @@ def sample_patch(
     rng : numpy.random.Generator
         Its state alone decides the outcome.
     foreground_fraction : float in [0, 1]
+    copy : bool
+        Whether both patches are copies; if not, they are views where neither padding nor another type is needed.
 
     Returns
     -------
     image_patch : float32, shape (*patch, channel)
     label_patch : uint8, shape patch
-        Both are copies.
     """
     if image.shape[:-1] != label.shape or len(patch) != label.ndim:
         raise ValueError(f"an image of {image.shape}, a label of {label.shape} and a patch of {patch} do not fit")
@@ -63,8 +66,8 @@ def sample_patch(
             starts.append(min(max(voxel[axis] - length // 2 + jitter, 0), last))
     window = tuple(slice(start, start + length) for start, length in zip(starts, patch, strict=True))
     return (
-        pad_to(image[window].astype(np.float32), patch, mode="edge"),
-        pad_to(label[window].astype(np.uint8), patch, mode="constant"),
+        pad_to(image[window].astype(np.float32, copy=copy), patch, mode="edge"),
+        pad_to(label[window].astype(np.uint8, copy=copy), patch, mode="constant"),
     )
 
 

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import PublishError
 from common.inference.lite import LiteModel
+from common.inference.published import COPY_AGAIN, MANIFEST, read_manifest
 
 GOLDEN = "golden.npz"
 _STEPS = 4096  # answers are kept to 1/4096, which is well below any tolerance and compresses to a tenth
-_AGAIN = "copy the version's folder again from where it was published"
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def load_golden(version: Path) -> Golden:
     ------
     PublishError : the folder has none, or it is damaged.
     """
-    entry = _manifest(version).get("golden")
+    entry = read_manifest(version).get("golden")
     if not isinstance(entry, dict):
         raise PublishError(f"{version}: published without a golden pair; publish the model again to have one")
     path = version / GOLDEN
@@ -66,9 +64,9 @@ def load_golden(version: Path) -> Golden:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return Golden(np.asarray(arrays["tile"], np.float32), np.asarray(arrays["answer"], np.float32))
     except OSError as error:
-        raise PublishError(f"{path}: cannot be read ({error.strerror or error}); {_AGAIN}") from error
+        raise PublishError(f"{path}: cannot be read ({error.strerror or error}); {COPY_AGAIN}") from error
     except (KeyError, ValueError) as error:
-        raise PublishError(f"{path}: damaged ({error}); {_AGAIN}") from error
+        raise PublishError(f"{path}: damaged ({error}); {COPY_AGAIN}") from error
 
 
 def check_golden(model: LiteModel, variant: str | None = None) -> float:
@@ -87,15 +85,15 @@ def check_golden(model: LiteModel, variant: str | None = None) -> float:
     """
     version = model.path.parent
     golden = load_golden(version)
-    manifest = _manifest(version)
+    manifest = read_manifest(version)
     try:
         names = {str(entry["file"]): str(entry["name"]) for entry in manifest["variants"]}
         tolerance = float(manifest["golden"]["tolerance"][variant or names[model.path.name]])
     except (KeyError, TypeError, ValueError) as error:
-        raise PublishError(f"{version / 'manifest.json'}: no tolerance for {model.path.name}; {_AGAIN}") from error
+        raise PublishError(f"{version / MANIFEST}: no tolerance for {model.path.name}; {COPY_AGAIN}") from error
     shape = (1, *golden.tile.shape), (1, *golden.answer.shape)
     if (model.input_shape, model.output_shape) != shape:
-        raise PublishError(f"{model.path}: takes and gives other shapes than its golden pair; {_AGAIN}")
+        raise PublishError(f"{model.path}: takes and gives other shapes than its golden pair; {COPY_AGAIN}")
     difference = golden.difference(model)
     if not difference <= tolerance:  # so that NaN fails
         raise PublishError(
@@ -104,14 +102,3 @@ def check_golden(model: LiteModel, variant: str | None = None) -> float:
             "with another version of LiteRT, or use the float32 variant"
         )
     return difference
-
-
-def _manifest(version: Path) -> dict[str, Any]:
-    path = version / "manifest.json"
-    try:
-        manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise PublishError(f"{path}: cannot be read ({error}); give the folder of a published version") from error
-    if not isinstance(manifest, dict):
-        raise PublishError(f"{path}: damaged, it is not a manifest; {_AGAIN}")
-    return manifest

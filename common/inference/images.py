@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import tifffile
 
 from common.errors import DataError
 from common.imaging.case import Case
@@ -19,11 +21,12 @@ from common.imaging.geometry import Orientation, same_grid, to_ras
 from common.imaging.grid import Grid
 from common.imaging.loading import read_case
 from common.imaging.preprocessing import channels_fit, prepare_case
+from common.imaging.readers import tiff_spacing
 from common.imaging.resampling import Zoom
+from common.imaging.scaling import Scaling, is_measurable, measured
 from common.imaging.sliding_window import Image, WholeImage
-from common.imaging.volume import Volume, scaling_affine
+from common.imaging.volume import Stated, Volume, scaling_affine
 from common.inference.banded_tiff import open_banded
-from common.inference.scaling import Scaling, is_measurable, measured
 from common.study import Study
 
 LARGE = 1 << 24
@@ -58,12 +61,14 @@ class OpenCase:
     grid : of that, and the way back to the stored grid.
     stored : the first image that is present, for pictures of it: whole slices (3D) or rows (2D) at a time, in the
         orientation that is stored.
+    stated : what the file of that image states of its grid, as in `Volume`.
     close : to be called when it is done with.
     """
 
     image: Image
     grid: Grid
     stored: Rows
+    stated: Stated
     close: Callable[[], None]
 
 
@@ -93,7 +98,7 @@ def open_case(case: Case, study: Study, large: int = LARGE) -> OpenCase:
     except DataError as error:
         raise DataError(f"case {case.name}: {error}") from error
     stored = next(image for image in images if image is not None)
-    return OpenCase(WholeImage(prepared.image), prepared.grid, _rows_of(stored, study), lambda: None)
+    return OpenCase(WholeImage(prepared.image), prepared.grid, _rows_of(stored, study), stored.stated, lambda: None)
 
 
 class LazyImage:
@@ -183,7 +188,13 @@ def _banded(case: Case, study: Study, large: int) -> OpenCase | None:
     zoom = Zoom(shape, shape)
     crop = ((0, 1), (0, shape[1]), (0, shape[2]))
     grid = Grid(2, shape, scaling_affine(file.spacing), Orientation(), zoom, crop)
-    return OpenCase(LazyImage([(file, scaling)], wanted), grid, file, file.close)
+    return OpenCase(LazyImage([(file, scaling)], wanted), grid, file, _stated(source.path), file.close)
+
+
+def _stated(path: Path) -> Stated:
+    """What a TIFF file of one image says of its grid."""
+    with tifffile.TiffFile(path) as file:
+        return "spacing" if tiff_spacing.is_stated(file, 0, 1) else "nothing"
 
 
 def _lazy(images: Sequence[Volume | None], study: Study, large: int) -> OpenCase | None:
@@ -208,7 +219,7 @@ def _lazy(images: Sequence[Volume | None], study: Study, large: int) -> OpenCase
     crop = ((0, depth), (0, length), (0, width))
     zoom = Zoom(first.shape, first.shape)
     grid = Grid(study.task.dimensions, reference.shape, reference.affine, orientation, zoom, crop)
-    return OpenCase(LazyImage(channels, wanted), grid, _rows_of(reference, study), lambda: None)
+    return OpenCase(LazyImage(channels, wanted), grid, _rows_of(reference, study), reference.stated, lambda: None)
 
 
 def _fits(rows: Rows, wanted: int, study: Study) -> bool:

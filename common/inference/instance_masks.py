@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from common.inference.scratch import PART, let_go, parts
+
 
 @dataclass(frozen=True, eq=False)
 class InstanceMask:
@@ -74,11 +76,42 @@ def masks_of(labels: npt.NDArray[Any]) -> list[InstanceMask]:
 def numbered_masks(labels: npt.NDArray[np.int32]) -> Iterator[InstanceMask]:
     """As `masks_of`, one mask at a time, for numbers that leave few out: memory holds a box for each up to the largest.
 
-    The image is not copied, so it may be one that is mapped from disk.
+    Of an image that is mapped from disk no more than parts are in memory, if the numbers follow the first voxels.
     """
-    for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is not None:
-            yield InstanceMask(number, tuple(part.start for part in box), labels[box] == number)
+    starts, stops = _boxes_of(labels)
+    read = 0
+    for number, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True), start=1):
+        if stop[0] == 0:
+            continue
+        mask = labels[tuple(slice(first, last) for first, last in zip(start, stop, strict=True))] == number
+        yield InstanceMask(number, tuple(start), mask)
+        at = int(np.ravel_multi_index(tuple(start), labels.shape))
+        if abs(at - read) > PART:
+            let_go(labels)
+            read = at
+
+
+def _boxes_of(labels: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The first voxel of the box of each number from 1, and the one after its last; 0 for numbers that are left out."""
+    starts: npt.NDArray[np.int64] = np.full((0, labels.ndim), np.iinfo(np.int64).max, np.int64)
+    stops: npt.NDArray[np.int64] = np.zeros((0, labels.ndim), np.int64)
+    for window in parts(labels.shape):
+        found = labels[window]
+        highest = int(found.max())
+        if highest < 1:
+            continue
+        if highest > len(starts):
+            more = ((0, highest - len(starts)), (0, 0))
+            starts, stops = np.pad(starts, more, constant_values=np.iinfo(np.int64).max), np.pad(stops, more)
+        lowest = int(found[found > 0].min())
+        local = np.where(found > 0, found - np.int32(lowest - 1), 0)
+        for number, box in enumerate(ndimage.find_objects(local), start=lowest - 1):
+            if box is not None:
+                places = [(a.start + b.start, a.start + b.stop) for a, b in zip(window, box, strict=True)]
+                starts[number] = np.minimum(starts[number], [first for first, _ in places])
+                stops[number] = np.maximum(stops[number], [last for _, last in places])
+        let_go(labels)
+    return starts, stops
 
 
 def label_layers(masks: Iterable[InstanceMask], shape: Sequence[int]) -> npt.NDArray[np.int32]:

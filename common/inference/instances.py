@@ -101,7 +101,24 @@ def instances_of(
         )
     if splitting.method == "distance" and head != "distance":
         raise ValueError(f"expected the head distance for a watershed of distances, found {head}")
-    foreground = probabilities[..., 1 if head == "softmax" else 0] > splitting.threshold
+    depth = distance_in(probabilities, head) if splitting.method == "distance" else None
+    return objects_of(foreground_in(probabilities, head, splitting.threshold), depth, splitting, spacing)
+
+
+def foreground_in(probabilities: npt.NDArray[np.float32], head: Head, threshold: float) -> npt.NDArray[np.bool_]:
+    """Where a network's outputs, shape (spatial..., outputs), say that there is an object."""
+    return np.asarray(probabilities[..., 1 if head == "softmax" else 0] > threshold)
+
+
+def distance_in(probabilities: npt.NDArray[np.float32], head: Head) -> Depth | None:
+    """The distance that a network predicts, of its outputs (spatial..., outputs); None where its head has none."""
+    return probabilities[..., 1] if head == "distance" else None
+
+
+def objects_of(
+    foreground: npt.NDArray[np.bool_], depth: Depth | None, splitting: Splitting, spacing: Sequence[float] | None
+) -> Labels:
+    """As `instances_of`, of the foreground, shape (spatial...), and the predicted distance that "distance" needs."""
     if not foreground.any():
         return np.zeros(foreground.shape, np.int32)
     # Flooding takes memory for every voxel it is given, so it is given no more than the foreground's own box.
@@ -111,12 +128,13 @@ def instances_of(
         found = np.asarray(ndimage.label(inside)[0], np.int32)
     else:
         if splitting.method == "distance":
-            depth = np.ascontiguousarray(probabilities[box][..., 1], np.float32)
+            assert depth is not None  # whoever asks for this method has it
+            depth = np.ascontiguousarray(depth[box], np.float32)
         else:
             depth = _depth_of_shape(foreground, spacing)[box]
-        found = split(inside, _smoothed(depth, splitting.smoothing, spacing), splitting.height)
+        found = split(inside, smoothed(depth, splitting.smoothing, spacing), splitting.height)
     result = np.zeros(foreground.shape, np.int32)
-    result[box] = _numbered(found, splitting.least_size)
+    result[box] = numbered(found, splitting.least_size)
     return result
 
 
@@ -162,8 +180,25 @@ def _basins(foreground: npt.NDArray[np.bool_], depth: Depth, markers: Labels, pe
     several = lowest < highest
     basins = np.where(several, 0, highest).astype(np.int32)[components]
     if several.any():
-        basins += watershed(-depth, markers, connectivity=1, mask=several[components])  # type: ignore[no-untyped-call]
+        heights = _without_ties(depth, peaks)
+        basins += watershed(heights, markers, connectivity=1, mask=several[components])  # type: ignore[no-untyped-call]
     return np.asarray(basins, np.int32)
+
+
+def _without_ties(depth: Depth, peaks: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Heights to flood: minus the depth, where of peaks that are as deep the earlier voxel is lower by very little.
+
+    Flooding starts from equals in an order that depends on everything else in the image; so it does not, and a
+    component floods alike wherever it is looked at. float64 has 2^29 numbers between two of float32: no voxels but
+    equals change places.
+    """
+    heights = -depth.astype(np.float64)
+    bits = heights[peaks].view(np.int64)
+    lowest = np.iinfo(np.int64).min
+    # Integers in the order of the numbers that they are the bits of.
+    ordered = np.where(bits < 0, lowest - bits, bits) - np.arange(len(bits), 0, -1)
+    heights[peaks] = np.where(ordered < 0, lowest - ordered, ordered).view(np.float64)
+    return heights
 
 
 def _passes(basins: Labels, depth: Depth, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -205,28 +240,43 @@ def _joined(
     return np.array([root(basin) for basin in range(len(tops))], np.int64)
 
 
-def _depth_of_shape(foreground: npt.NDArray[np.bool_], spacing: Sequence[float] | None) -> Depth:
-    """Each voxel's distance to the background over the largest of its component, so that objects of all sizes compare.
+def distance_to_background(foreground: npt.NDArray[np.bool_], spacing: Sequence[float] | None) -> Depth:
+    """Each voxel's distance to the nearest centre of the background, of which there is some; 0 there.
 
     The image's border is not background, as `common.imaging.distance` has it.
     """
+    return np.asarray(ndimage.distance_transform_edt(foreground, sampling=spacing), np.float32)
+
+
+def _depth_of_shape(foreground: npt.NDArray[np.bool_], spacing: Sequence[float] | None) -> Depth:
+    """The distance to the background over the largest of its component, so that objects of all sizes compare."""
     if foreground.all():
         return np.ones(foreground.shape, np.float32)
-    depth = ndimage.distance_transform_edt(foreground, sampling=spacing).astype(np.float32)
+    depth = distance_to_background(foreground, spacing)
     components, count = ndimage.label(foreground)
     largest = np.ones(count + 1, np.float32)
     largest[1:] = ndimage.maximum(depth, components, np.arange(1, count + 1))
     return np.asarray(depth / largest[components], np.float32)
 
 
-def _smoothed(depth: Depth, smoothing: float, spacing: Sequence[float] | None) -> Depth:
+def smoothed(depth: Depth, smoothing: float, spacing: Sequence[float] | None) -> Depth:
+    """A depth map through a Gaussian of `smoothing` voxels of the finest axis."""
     if not smoothing:
         return depth
-    steps = [1.0] * depth.ndim if spacing is None else spacing
-    return np.asarray(ndimage.gaussian_filter(depth, [smoothing * min(steps) / step for step in steps]), np.float32)
+    return np.asarray(ndimage.gaussian_filter(depth, _deviations(smoothing, spacing, depth.ndim)), np.float32)
 
 
-def _numbered(found: Labels, least_size: int) -> Labels:
+def smoothing_reach(smoothing: float, spacing: Sequence[float] | None, dimensions: int) -> tuple[int, ...]:
+    """How many voxels beside it, along each axis, `smoothed` looks at for one."""
+    return tuple(int(4.0 * deviation + 0.5) for deviation in _deviations(smoothing, spacing, dimensions))
+
+
+def _deviations(smoothing: float, spacing: Sequence[float] | None, dimensions: int) -> list[float]:
+    steps = [1.0] * dimensions if spacing is None else spacing
+    return [smoothing * min(steps) / step for step in steps]
+
+
+def numbered(found: Labels, least_size: int) -> Labels:
     """Objects of at least a size, numbered 1, 2, ... by their first voxels."""
     flat = found.reshape(-1)
     sizes = np.bincount(flat)

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from common.inference.scratch import let_go, parts
+
 Unit = Literal["mm", "um", ""]
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def measurements_of(
         voxels = int(counts[index])
         found: dict[str, Any] = dict(_sizes(voxels, classes.shape, spacing, unit))
         if objects is not None:
-            number = int(objects.max())
+            number = _largest(objects)
             found["objects"] = number
             if number:
                 mean = int(_counts(objects, number + 1)[1:].sum()) / number
@@ -99,8 +100,16 @@ def _sizes(voxels: float, shape: Sequence[int], spacing: Sequence[float], unit: 
 def _counts(labels: npt.NDArray[Any], length: int) -> npt.NDArray[np.int64]:
     """How often each label occurs; a part of the image at a time, as counting copies it to wider integers."""
     total = np.zeros(length, np.int64)
-    step = max(_BLOCK // max(math.prod(labels.shape[2:]), 1), 1)
-    for plane in labels:
-        for first in range(0, plane.shape[0], step):
-            total += np.bincount(plane[first : first + step].ravel(), minlength=length)
+    for part in parts(labels.shape):
+        total += np.bincount(labels[part].ravel(), minlength=length)
+        let_go(labels)
     return total
+
+
+def _largest(labels: npt.NDArray[Any]) -> int:
+    """The highest label; 0 of an empty image."""
+    largest = 0
+    for part in parts(labels.shape):
+        largest = max(largest, int(labels[part].max(initial=0)))
+        let_go(labels)
+    return largest

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from common.imaging.writers.overlay import LONGEST, Plane, planes_of_volume
 from common.inference.images import Rows
 from common.inference.prediction import Predicted
+from common.inference.scratch import let_go
 
 _BLOCK = 1 << 23  # voxels that are read at once
 
@@ -34,7 +35,8 @@ def planes_of(predicted: Predicted, is_patient: bool) -> list[Plane]:
 def plane_of_image(predicted: Predicted, labels: npt.NDArray[Any]) -> Plane:
     """A planar image with labels (1, y, x), every `step_of`-th pixel of both."""
     step = step_of(predicted)
-    thin = labels[0, ::step, ::step]
+    thin = np.array(labels[0, ::step, ::step])
+    let_go(labels)
     return Plane(_thinned(predicted.case.stored, step), thin, predicted.classes.spacing[1:])
 
 

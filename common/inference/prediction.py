@@ -1,19 +1,16 @@
 """What a published model says of a case: the class of every voxel of its stored grid, and objects where it has any.
 
-What is held in memory: the image as it is stored (not even that of large TIFF files, see `images`), the classes as
-bytes, and one tile's length of probabilities. Objects need the probabilities of the whole image: those of large images
-go to a temporary file.
+What is held in memory: the image as it is stored (not even that of large TIFF files, see `images`), one tile's length
+of probabilities, and a block of what objects are found in (`object_blocks`). What there is of a large image for each
+voxel, its classes and the numbers of its objects included, lies in temporary files.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +21,15 @@ from common.imaging.grid import Grid
 from common.imaging.sliding_window import predict_slabs
 from common.imaging.volume import Volume
 from common.inference.images import LARGE, OpenCase, open_case
+from common.inference.instances import DEFAULTS, distance_in, foreground_in
 from common.inference.lite import Head, LiteModel, class_indices
 from common.inference.object_blocks import number_objects
 from common.inference.restoring import restored_classes
+from common.inference.scratch import Scratch, let_go
 from common.study import Study
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
-_JUST_FOREGROUND = np.float16(0.50049)  # the float16 after 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,20 +38,18 @@ class Predicted:
 
     Attributes
     ----------
-    classes : uint8 class indices on the stored grid, shape (z, y, x, 1).
+    classes : uint8 class indices on the stored grid, shape (z, y, x, 1). Of a large image, as the objects are, mapped
+        from a file: whoever goes through all of it lets go of what is done (`scratch.let_go`).
     objects : int32 numbers of objects on the same grid, shape (z, y, x), 0 where there is none; None where the study
         has classes and not instances, or they were not asked for.
+    object_count : the number of objects, which are 1 to this number; None where `objects` is.
     case : what it was predicted from, still open.
     """
 
     classes: Volume
     objects: Labels | None
+    object_count: int | None
     case: OpenCase
-
-    @property
-    def object_count(self) -> int | None:
-        """The number of objects, which are 1 to this number."""
-        return None if self.objects is None else int(self.objects.max())
 
 
 def predict_case(
@@ -67,6 +63,7 @@ def predict_case(
     temporary: Path | None = None,
     large: int = LARGE,
     progress: Callable[[float], None] = lambda _: None,
+    when_open: Callable[[OpenCase], None] = lambda _: None,
 ) -> Predicted:
     """Segment a case.
 
@@ -81,6 +78,7 @@ def predict_case(
     temporary : a folder for what large images put aside; None for the system's. Its files vanish by themselves.
     large : see `images.LARGE`.
     progress : called with the share of the image that is done, from 0 to 1.
+    when_open : called with what was read, before it is segmented.
 
     Raises
     ------
@@ -89,11 +87,15 @@ def predict_case(
     """
     opened = open_case(case, study, large)
     try:
-        classes, found = _predicted(model, study, opened, mirror, overlap, objects, temporary, large, progress)
+        when_open(opened)
+        voxels = math.prod(opened.grid.stored_shape) * opened.image.shape[-1]
+        scratch = Scratch(on_disk=voxels >= large, folder=temporary)
+        classes, found = _predicted(model, study, opened, mirror, overlap, objects, scratch, progress)
     except BaseException:
         opened.close()
         raise
-    return Predicted(classes, found, opened)
+    labels, count = (None, None) if found is None else found
+    return Predicted(classes, labels, count, opened)
 
 
 def _predicted(
@@ -103,10 +105,9 @@ def _predicted(
     mirror: bool | None,
     overlap: float | None,
     objects: bool,
-    temporary: Path | None,
-    large: int,
+    scratch: Scratch,
     progress: Callable[[float], None],
-) -> tuple[Volume, Labels | None]:
+) -> tuple[Volume, tuple[Labels, int] | None]:
     tile, channels = model.input_shape[1:-1], model.input_shape[-1]
     if channels != case.image.shape[-1] or len(tile) != study.task.dimensions:
         raise DataError(
@@ -124,7 +125,7 @@ def _predicted(
         fixed_batch=True,
         mirror=range(len(tile)) if wants_mirror else (),
     )
-    maps = _Maps(case.grid, head, model.output_shape[-1], temporary, large) if _has_objects(study) and objects else None
+    maps = _Maps(case.grid, head, scratch) if _has_objects(study) and objects else None
 
     def decide(probabilities: Floats) -> npt.NDArray[np.uint8]:
         return class_indices(probabilities, head)
@@ -133,7 +134,8 @@ def _predicted(
         if maps is not None:
             maps.put(window, probabilities)
 
-    classes = restored_classes(_reported(slabs, case.image.shape[0], progress), case.grid, decide, keep)
+    classes = restored_classes(_reported(slabs, case.image.shape[0], progress), case.grid, decide, keep, scratch)
+    classes = replace(classes, stated=case.stated)
     return classes, None if maps is None else maps.objects(classes.spacing)
 
 
@@ -150,49 +152,32 @@ def _reported(
 
 
 class _Maps:
-    """A network's outputs on the grid of the turned image, for objects; of large images half as precise, on disk."""
+    """What objects are made of, on the grid of the turned image: where there are any and what splits them."""
 
-    def __init__(self, grid: Grid, head: Head, outputs: int, temporary: Path | None, large: int) -> None:
-        self._grid, self._head, self._temporary = grid, head, temporary
-        self._shape = grid.zoom.before
-        self._is_large = math.prod(self._shape) * outputs >= large
-        self._maps = self._zeros((*self._shape, outputs), np.float16 if self._is_large else np.float32)
-        if head == "softmax":
-            self._maps[..., 0] = 1  # background, where the crop does not reach
+    def __init__(self, grid: Grid, head: Head, scratch: Scratch) -> None:
+        self._grid, self._head, self._scratch = grid, head, scratch
+        self._splitting = DEFAULTS[head]
+        self._foreground = scratch.zeros(grid.zoom.before, np.bool_)
+        needs_distance = self._splitting.method == "distance"
+        self._distance = scratch.zeros(grid.zoom.before, np.float32) if needs_distance else None
 
     def put(self, window: tuple[slice, ...], probabilities: Floats) -> None:
-        self._maps[window] = probabilities
-        if self._is_large:  # what rounding made a tie stays foreground
-            foreground = 1 if self._head == "softmax" else 0
-            kept = self._maps[window][..., foreground]
-            kept[(kept <= 0.5) & (class_indices(probabilities, self._head) > 0)] = _JUST_FOREGROUND
+        self._foreground[window] = foreground_in(probabilities, self._head, self._splitting.threshold)
+        let_go(self._foreground)
+        if self._distance is not None:
+            self._distance[window] = distance_in(probabilities, self._head)
+            let_go(self._distance)
 
-    def objects(self, spacing: tuple[float, float, float]) -> Labels:
-        """Their numbers on the stored grid, shape (z, y, x)."""
-        from common.inference.instances import instances_of
-
-        flat = self._grid.dimensions == 2
-        turned = [spacing[axis] for axis in self._grid.orientation.axes][1 if flat else 0 :]
-        labels = self._zeros(self._shape, np.int32)
-        number_objects(
-            lambda maps: instances_of(maps, self._head, spacing=turned),
-            self._maps[0] if flat else self._maps,
-            labels[0] if flat else labels,
+    def objects(self, spacing: tuple[float, float, float]) -> tuple[Labels, int]:
+        """Their numbers on the stored grid, shape (z, y, x), and how many there are."""
+        grid = self._grid
+        flat = 3 - grid.dimensions  # a plane's only slice is left out
+        labels = self._scratch.zeros(grid.zoom.before, np.int32)
+        foreground, distance, result = (
+            None if array is None else array[0] if flat else array
+            for array in (self._foreground, self._distance, labels)
         )
-        return self._grid.orientation.undo(labels)
-
-    def _zeros(self, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
-        if not self._is_large:
-            return np.zeros(shape, dtype)
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        try:
-            with tempfile.TemporaryFile(dir=self._temporary) as file:  # the mapping keeps it after it is closed
-                # Where a mapping has no blocks behind it, a full disk would end the process.
-                os.posix_fallocate(file.fileno(), 0, size)
-                return np.memmap(file, dtype, "r+", shape=shape)
-        except OSError as error:
-            where = self._temporary or tempfile.gettempdir()
-            raise DataError(
-                f"its objects need {size / 1e9:.2g} GB of disk for a while, which {where} does not give "
-                f"({error.strerror or error}); free space in OUT, or give another --out"
-            ) from error
+        assert foreground is not None and result is not None
+        turned = [spacing[axis] for axis in grid.orientation.axes][flat:]
+        count = number_objects(foreground, distance, result, self._splitting, turned, self._scratch)
+        return grid.orientation.undo(labels), count

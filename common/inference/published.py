@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ MANIFEST = "manifest.json"
 NEWEST_FORMAT = 1
 """The newest manifest that this version understands."""
 
-_AGAIN = "copy the version's folder again from where it was published"
-_BLOCK = 1 << 20
+COPY_AGAIN = "copy the version's folder again from where it was published"
+"""What to do where a file of a version is damaged."""
 _LONGEST_NAME = 200  # bytes; a file system takes 255, a partial file's name is longer than the file's
 
 Verify = Callable[[bytes, Path], None]
@@ -36,9 +37,9 @@ class ListedFile:
 
     def check(self) -> None:
         """Raises PublishError where the file is not there, damaged or changed."""
-        if not self.file.is_file():
-            raise PublishError(f"{self.file}: the manifest names this file, which is not there; {_AGAIN}")
-        _refuse_other(self.file, _digest_of(self.file), self.sha256)
+        if not _is_there(self.file):
+            raise PublishError(f"{self.file}: the manifest names this file, which is not there; {COPY_AGAIN}")
+        _refuse_other(self.file, sha256_of(self.file), self.sha256)
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,15 @@ def open_published(path: Path, variant: str | None = None, verify: Verify | None
 
     Raises
     ------
-    UsageError : there is nothing at `path`, or no such variant, or file and variant contradict each other.
+    UsageError : there is nothing at `path`, or a run's folder, or a file that is no variant; there is no such variant;
+        or file and variant contradict each other.
     PublishError : it is no version that Wardround published, is damaged, or was written by a newer Wardround.
     """
-    if not path.exists():
+    if not _is_there(path):
         raise UsageError(f"{path}: there is no such model; give the folder of a published version, or a file inside it")
     folder = path if path.is_dir() else path.parent
-    content = _bytes_of(folder / MANIFEST, path)
-    if verify is not None:
-        verify(content, folder)
-    manifest = _manifest_of(content, folder / MANIFEST)
+    _refuse_folder_of_versions(path)
+    manifest = read_manifest(path, verify)
     entry = _entry_of(manifest, folder, None if path.is_dir() else path.name, variant)
     try:
         study_digest = str(manifest["documents"]["study.yaml"]["sha256"])
@@ -107,6 +107,62 @@ def open_published(path: Path, variant: str | None = None, verify: Verify | None
     study = _study_of(folder / "study.yaml", study_digest)
     ListedFile(file, digest).check()
     return PublishedModel(file, name, version, study, recommended, note, digest, explanation or None)
+
+
+def read_manifest(path: Path, verify: Verify | None = None) -> Mapping[str, Any]:
+    """What the manifest of a published version says.
+
+    Parameters
+    ----------
+    path : the version's folder, or a file inside it.
+    verify : see `Verify`.
+
+    Raises
+    ------
+    PublishError : it is missing, damaged, or of a newer Wardround.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = folder / MANIFEST
+    content = _bytes_of(file, path)
+    if verify is not None:
+        verify(content, folder)
+    manifest = parse_manifest(content, file)
+    if manifest["format"] > NEWEST_FORMAT:
+        raise PublishError(
+            f"{file}: written in format {manifest['format']} by Wardround {manifest.get('wardround', 'of a later day')}"
+            f", and this version reads up to format {NEWEST_FORMAT}; update Wardround"
+        )
+    return manifest
+
+
+def parse_manifest(content: bytes, file: Path) -> Mapping[str, Any]:
+    """A manifest of any format, of which little more is known than its number, "format"; `file` is for errors.
+
+    Raises
+    ------
+    PublishError : it is none.
+    """
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise PublishError(f"{file}: damaged, it is not JSON ({error}); {COPY_AGAIN}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise _no_manifest(file, "it states no format")
+    return manifest
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a version's file, in hexadecimal digits.
+
+    Raises
+    ------
+    PublishError : it cannot be read.
+    """
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(file, error) from error
 
 
 def is_plain_name(name: str) -> bool:
@@ -129,22 +185,34 @@ def _bytes_of(file: Path, given: Path) -> bytes:
             f"{'in it' if given.is_dir() else 'beside it'}); give the folder of a published version, with all its files"
         ) from error
     except OSError as error:
-        raise PublishError(f"{file}: cannot be read ({error.strerror or error}); {_AGAIN}") from error
+        raise _unreadable(file, error) from error
 
 
-def _manifest_of(content: bytes, file: Path) -> Mapping[str, Any]:
+def _unreadable(file: Path, error: OSError) -> PublishError:
+    advice = "check its rights" if isinstance(error, PermissionError) else COPY_AGAIN
+    return PublishError(f"{file}: cannot be read ({error.strerror or error}); {advice}")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something is; raises PublishError where this user may not look."""
     try:
-        manifest = json.loads(content)
-    except ValueError as error:
-        raise PublishError(f"{file}: damaged, it is not JSON ({error}); {_AGAIN}") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
-        raise _no_manifest(file, "it states no format")
-    if manifest["format"] > NEWEST_FORMAT:
-        raise PublishError(
-            f"{file}: written in format {manifest['format']} by Wardround {manifest.get('wardround', 'of a later day')}"
-            f", and this version reads up to format {NEWEST_FORMAT}; update Wardround"
-        )
-    return manifest
+        return path.exists()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _refuse_folder_of_versions(path: Path) -> None:
+    """Raises UsageError for the folder of a run, or of its versions, and names the newest version in it."""
+    if not path.is_dir() or _is_there(path / MANIFEST):
+        return
+    found = [
+        (int(match[1]), manifest.parent)
+        for folder in (path / "published", path)
+        for manifest in folder.glob(f"v*/{MANIFEST}")
+        if (match := re.fullmatch(r"v(\d+)", manifest.parent.name))
+    ]
+    if found:
+        raise UsageError(f"{path}: holds published versions, and is none itself; give {max(found)[1]}, the newest")
 
 
 def _entry_of(manifest: Mapping[str, Any], folder: Path, file: str | None, variant: str | None) -> Mapping[str, Any]:
@@ -153,9 +221,15 @@ def _entry_of(manifest: Mapping[str, Any], folder: Path, file: str | None, varia
         entries = [entry for entry in manifest["variants"] if entry["file"]]
         names = ", ".join(str(entry["name"]) for entry in entries)
         if file is not None:
+            files = ", ".join(str(entry["file"]) for entry in entries)
+            explaining = manifest.get("explanation") or {}
             entries = [entry for entry in entries if entry["file"] == file]
+            if not entries and (not file.endswith(".tflite") or file == explaining.get("file")):
+                raise UsageError(
+                    f"{folder / file}: no .tflite that segments; give one of {files}, or the folder of this version"
+                )
             if not entries:
-                raise PublishError(f"{folder / file}: the manifest beside it does not name this file; {_AGAIN}")
+                raise PublishError(f"{folder / file}: the manifest beside it does not name this file; {COPY_AGAIN}")
         if variant is not None:
             of_file = entries
             entries = [entry for entry in entries if entry["name"] == variant]
@@ -176,7 +250,9 @@ def _entry_of(manifest: Mapping[str, Any], folder: Path, file: str | None, varia
 
 
 def _study_of(file: Path, digest: str) -> Study:
-    content = _bytes_of(file, file.parent) if file.exists() else b""
+    if not _is_there(file):
+        raise PublishError(f"{file}: is not there; {COPY_AGAIN}")
+    content = _bytes_of(file, file.parent)
     _refuse_other(file, hashlib.sha256(content).hexdigest(), digest)
     try:
         return parse_study(content.decode("utf-8"), source=str(file))
@@ -189,19 +265,9 @@ def _study_of(file: Path, digest: str) -> Study:
 def _refuse_other(file: Path, found: str, expected: str) -> None:
     if found != expected:
         raise PublishError(
-            f"{file}: damaged or changed: its SHA-256 is {found[:12]}…, the manifest says {expected[:12]}…; {_AGAIN}"
+            f"{file}: damaged or changed: its SHA-256 is {found[:12]}…, the manifest says {expected[:12]}…; "
+            f"{COPY_AGAIN}"
         )
-
-
-def _digest_of(file: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with file.open("rb") as content:
-            while block := content.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise PublishError(f"{file}: cannot be read ({error.strerror or error}); {_AGAIN}") from error
-    return digest.hexdigest()
 
 
 def _no_manifest(file: Path, reason: str) -> PublishError:

@@ -17,6 +17,7 @@ from common.imaging.geometry import spacing_of
 from common.imaging.grid import Grid
 from common.imaging.resampling import Zoom
 from common.imaging.volume import Volume
+from common.inference.scratch import IN_MEMORY, Scratch, let_go
 
 Floats = npt.NDArray[np.float32]
 Decide = Callable[[Floats], npt.NDArray[np.uint8]]
@@ -24,7 +25,11 @@ _REACH = 4.0  # standard deviations to which a Gaussian filter looks
 
 
 def restored_classes(
-    slabs: Iterable[tuple[slice, Floats]], grid: Grid, decide: Decide, keep: Callable[[tuple[slice, ...], Floats], None]
+    slabs: Iterable[tuple[slice, Floats]],
+    grid: Grid,
+    decide: Decide,
+    keep: Callable[[tuple[slice, ...], Floats], None],
+    scratch: Scratch = IN_MEMORY,
 ) -> Volume:
     """The class of every stored voxel.
 
@@ -36,17 +41,19 @@ def restored_classes(
     keep : is given every part of the probabilities once they are on the grid that has the stored grid's spacing but
         the prepared one's orientation: where, as slices of (z, y, x), and float32 of shape (z, y, x, outputs). Called
         in order; nothing outside the crop comes.
+    scratch : where the classes are kept.
 
     Returns
     -------
     Volume
         uint8, shape (*stored_shape, 1); background where the prepared grid does not reach.
     """
-    turned = np.zeros(grid.zoom.before, np.uint8)
+    turned = scratch.zeros(grid.zoom.before, np.uint8)
     for window, values in restored_slabs(slabs, grid):
         turned[window] = decide(values)
+        let_go(turned)
         keep(window, values)
-    array = np.ascontiguousarray(grid.orientation.undo(turned))[..., np.newaxis]
+    array = grid.orientation.undo(turned)[..., np.newaxis]  # a view: a copy would be one in memory
     return Volume(array, spacing_of(grid.stored_affine), grid.stored_affine)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import PublishError, UsageError, WireError
-from common.inference.published import MANIFEST, Verify, is_plain_name, open_published
+from common.inference.published import (
+    MANIFEST,
+    Verify,
+    is_plain_name,
+    open_published,
+    parse_manifest,
+    read_manifest,
+    sha256_of,
+)
 from common.study import Study
 from common.wire.tensors import Array, read_tensors
 
@@ -45,8 +51,7 @@ def open_weights(folder: Path, verify: Verify | None = None) -> PublishedWeights
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; give the folder of the published version, which holds its weights too")
     model = open_published(folder, "float32", verify)
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    entry = manifest.get("weights")
+    entry = read_manifest(folder).get("weights")
     if not isinstance(entry, dict) or not {"file", "sha256"} <= set(entry):
         raise PublishError(f"{folder}: published without its weights; publish the round again by this version")
     digest = str(entry["sha256"])
@@ -64,20 +69,24 @@ def listed_files(manifest: bytes) -> dict[str, str]:
     ------
     PublishError : it is no manifest, or names a file that is not plainly in the version's folder.
     """
+    content = parse_manifest(manifest, Path(MANIFEST))
     try:
-        content = json.loads(manifest)
         entries = [*content["variants"], content.get("weights"), content.get("golden"), content.get("explanation")]
         found = {str(entry["file"]): str(entry["sha256"]) for entry in entries if entry and entry.get("file")}
         found |= {str(name): str(entry["sha256"]) for name, entry in content["documents"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise PublishError(f"{MANIFEST}: not of a model that Wardround published ({error}); {_AGAIN}") from error
     if wrong := [name for name in found if not is_plain_name(name) or name == MANIFEST]:
         raise PublishError(f"{MANIFEST}: names a file outside the version's folder ({wrong[0]!r}); do not use it")
     return found
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, advice: str = _AGAIN) -> None:
     """Every file that the folder's manifest lists is there, as the manifest says, and nothing else is.
+
+    Parameters
+    ----------
+    advice : what to do where that is not so, the end of a sentence.
 
     Raises
     ------
@@ -86,23 +95,18 @@ def check_files(folder: Path) -> None:
     try:
         listed = listed_files((folder / MANIFEST).read_bytes())
         there = {path.name for path in folder.iterdir()} - {MANIFEST}
-        digests = {name: _sha256(folder / name) for name in sorted(there & set(listed))}
+        digests = {name: sha256_of(folder / name) for name in sorted(there & set(listed))}
     except OSError as error:
-        raise PublishError(f"{folder}: cannot be read ({error.strerror or error}); {_AGAIN}") from error
+        raise PublishError(f"{folder}: cannot be read ({error.strerror or error}); {advice}") from error
     if missing := sorted(set(listed) - there):
-        raise PublishError(f"{folder}: {missing[0]} is missing; {_AGAIN}")
+        raise PublishError(f"{folder}: {missing[0]} is missing; {advice}")
     if unknown := sorted(there - set(listed)):
-        raise PublishError(f"{folder}: {unknown[0]} is not in the manifest; {_AGAIN}")
+        raise PublishError(f"{folder}: {unknown[0]} is not in the manifest; {advice}")
     for name, digest in digests.items():
         if digest != listed[name]:
-            raise PublishError(f"{folder / name}: damaged or changed; its SHA-256 is not the manifest's; {_AGAIN}")
+            raise PublishError(f"{folder / name}: damaged or changed; its SHA-256 is not the manifest's; {advice}")
 
 
 def origin_of(weights: PublishedWeights) -> Mapping[str, Any]:
     """What identifies weights that another model starts from: "study", "version", "sha256"."""
     return {"study": weights.study.name, "version": weights.version, "sha256": weights.sha256}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -87,7 +87,8 @@ def _distance_entropy(logits: tf.Tensor, labels: tf.Tensor, counted: tf.Tensor) 
     logits : float32 (batch, spatial...), whose sigmoid is the normalized distance.
     labels : uint8 of the same shape; counted : float32, 1 where a voxel counts, else 0.
     """
-    inside = tf.cast(true_classes(labels, head="distance") == 1, tf.float32)
+    # Not `==`: in the graphs that TFF builds it asks whether two tensors are the same object.
+    inside = tf.cast(tf.equal(true_classes(labels, head="distance"), 1), tf.float32)
     target = inside * (tf.cast(labels, tf.float32) - 1.0) / (DEEPEST - 1.0)
     own = -(tf.math.xlogy(target, target) + tf.math.xlogy(1.0 - target, 1.0 - target))
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=logits) - own

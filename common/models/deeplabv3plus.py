@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from common.models.layers import (
+    LOGIT_SCALE,
     Normalization,
     activated_convolution,
     convolution,
@@ -18,8 +19,9 @@ from common.models.layers import (
     normalized_convolution,
     separable_convolution,
 )
-from common.models.mobilenetv3 import PUBLISHED_FILTERS, mobilenetv3
+from common.models.mobilenetv3 import mobilenetv3
 from common.models.network import Architecture, Weights
+from common.models.widths import scaled_channels
 from common.models.xception import xception
 
 # In the paper, for crops of 513 pixels.
@@ -51,7 +53,7 @@ def deeplabv3plus(
     """
 
     def wide(channels: int) -> int:
-        return max(4, channels * filters // PUBLISHED_FILTERS)
+        return scaled_channels(channels, filters, least=4)
 
     def aspp(weights: Weights, images: tf.Tensor) -> tf.Tensor:
         width = wide(256)
@@ -78,7 +80,7 @@ def deeplabv3plus(
             images = tf.nn.relu(separable_convolution(weights, f"decoder/{index}", images, wide(256), normalization))
         images = tf.nn.relu(double(weights, "decoder/double1", images, wide(32)))
         images = tf.nn.relu(double(weights, "decoder/double0", images, wide(16)))
-        return convolution(weights, "head", images, outputs)
+        return convolution(weights, "head", images, outputs, scale=LOGIT_SCALE)
 
     return architecture
 

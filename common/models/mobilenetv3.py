@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from common.models.layers import (
     BRANCH_DEVIATION,
+    LOGIT_SCALE,
     Activation,
     Normalization,
     activated_convolution,
@@ -25,9 +26,7 @@ from common.models.layers import (
     normalized_convolution,
 )
 from common.models.network import Architecture, Weights
-
-PUBLISHED_FILTERS = 16
-"""The channels of the stem in the paper: with so many filters every layer is as wide as published."""
+from common.models.widths import nearest_multiple, scaled_multiple
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,8 @@ def mobilenetv3(
     4 below 16 filters).
     """
 
-    def wide(channels: int) -> int:
-        return scaled_channels(channels, filters)
-
     images = activated_convolution(
-        weights, "encoder/stem", images, wide(16), normalization, stride=2, activation=hard_swish
+        weights, "encoder/stem", images, scaled_multiple(16, filters), normalization, stride=2, activation=hard_swish
     )
     features = [images]
     for index, block in enumerate(_BLOCKS[size]):
@@ -100,8 +96,8 @@ def mobilenetv3(
             f"encoder/{index}",
             images,
             block,
-            expanded=wide(block.expanded),
-            channels=wide(block.channels),
+            expanded=scaled_multiple(block.expanded, filters),
+            channels=scaled_multiple(block.channels, filters),
             normalization=normalization,
         )
         features[-1] = images
@@ -122,15 +118,15 @@ def mobilenetv3_small(*, filters: int, outputs: int, normalization: Normalizatio
 
     def architecture(weights: Weights, images: tf.Tensor) -> tf.Tensor:
         features = mobilenetv3(weights, images, size="small", filters=filters, normalization=normalization)
-        width = scaled_channels(128, filters)
+        width = scaled_multiple(128, filters)
         coarse = activated_convolution(weights, "head/coarse", features[-1], width, normalization, size=1)
         context = tf.reduce_mean(features[-1], axis=[1, 2], keepdims=True)
         images = weights.features(coarse * tf.sigmoid(convolution(weights, "head/context", context, width)))
         for level, skip in reversed(list(enumerate(features[:-1], start=1))):
-            channels = scaled_channels(8 * 2**level, filters)
+            channels = scaled_multiple(8 * 2**level, filters)
             images = double(weights, f"head/double{level}", images, channels)
             images = tf.nn.relu(images + convolution(weights, f"head/skip{level}", skip, channels))
-        return double(weights, "head/double0", images, outputs)
+        return double(weights, "head/double0", images, outputs, scale=LOGIT_SCALE)
 
     return architecture
 
@@ -163,7 +159,7 @@ def _inverted_residual(
         )
     )
     if block.squeezed:
-        squeezed = _rounded(hidden.shape[-1] / 4, 8)
+        squeezed = nearest_multiple(hidden.shape[-1] / 4, 8)
         mean = tf.reduce_mean(hidden, axis=[1, 2], keepdims=True)
         mean = tf.nn.relu(convolution(weights, f"{name}/squeeze", mean, squeezed))
         hidden *= hard_sigmoid(convolution(weights, f"{name}/excite", mean, hidden.shape[-1]))
@@ -178,14 +174,3 @@ def _inverted_residual(
         deviation=BRANCH_DEVIATION if adds else 1.0,
     )
     return images + result if adds else result
-
-
-def scaled_channels(published: int, filters: int) -> int:
-    """The paper's channels times filters / 16, as a multiple of 8; of 4 below 16 filters."""
-    return _rounded(published * filters / PUBLISHED_FILTERS, 8 if filters >= PUBLISHED_FILTERS else 4)
-
-
-def _rounded(channels: float, divisor: int) -> int:
-    """The nearest multiple, or the next one where that would be less than nine tenths; as in the paper's code."""
-    nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return nearest + divisor if nearest < 0.9 * channels else nearest

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from common.models.layers import Normalization, activated_convolution, convolution, double, halve
+from common.models.layers import LOGIT_SCALE, Normalization, activated_convolution, convolution, double, halve
 from common.models.network import Architecture, Weights
 
 Block = Callable[[Weights, str, tf.Tensor, int], tf.Tensor]
@@ -61,6 +61,6 @@ def u_shaped(
             skip = merge(weights, f"merge{level}", skips[level], images)
             images = double(weights, f"double{level}", images, filters * 2**level)
             images = block(weights, f"up{level}", tf.concat([skip, images], axis=-1), filters * 2**level)
-        return convolution(weights, "head", images, outputs)
+        return convolution(weights, "head", images, outputs, scale=LOGIT_SCALE)
 
     return architecture

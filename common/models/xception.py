@@ -18,20 +18,19 @@ from common.models.layers import (
     separable_convolution,
 )
 from common.models.network import Weights
+from common.models.widths import scaled_channels
 
-PUBLISHED_FILTERS = 16
-"""With so many filters every layer is as wide as published (a stem of 32 channels)."""
 _MIDDLE_BLOCKS = 8
 
 
 def xception(weights: Weights, images: tf.Tensor, *, filters: int, normalization: Normalization) -> list[tf.Tensor]:
     """The encoder's features at 1/2, 1/4, 1/8 and 1/16 of the resolution, of images (batch, y, x, channel).
 
-    Layers have the paper's number of channels times filters / 16.
+    Layers have the paper's number of channels times filters / 16 (so the stem has 32 of 16).
     """
 
     def wide(channels: int) -> int:
-        return max(1, channels * filters // PUBLISHED_FILTERS)
+        return scaled_channels(channels, filters)
 
     images = activated_convolution(weights, "encoder/stem0", images, wide(32), normalization, stride=2)
     images = activated_convolution(weights, "encoder/stem1", images, wide(64), normalization)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.export.figures import json_ready
 from common.metrics.calibration import CalibrationCounts
 from common.metrics.instances import IOU_PERCENTS, SIZE_NAMES, InstanceCounts
 from common.metrics.overlap import OverlapCounts
@@ -87,9 +88,9 @@ class Part:
         """Plain nested numbers, None where there is nothing to measure."""
         result: dict[str, Any] = {
             "cases": self.cases,
-            **_plain(self.figures),
-            "ece": _number(self.calibration_error),
-            "class": {name: _plain(figures) for name, figures in self.of_classes.items()},
+            **json_ready(self.figures),
+            "ece": json_ready(self.calibration_error),
+            "class": {name: json_ready(figures) for name, figures in self.of_classes.items()},
         }
         if self.instances is not None:
             counts = self.instances
@@ -98,7 +99,7 @@ class Part:
                 "found": counts.found,
                 "ap": _by_threshold(counts.average_precision()),
                 "ap_of_cases": _by_threshold(self.precision_of_cases),
-                "f1_of_sizes": _plain(dict(zip(SIZE_NAMES, counts.f1_of_sizes(), strict=True))),
+                "f1_of_sizes": json_ready(dict(zip(SIZE_NAMES, counts.f1_of_sizes(), strict=True))),
                 "objects_of_sizes": dict(
                     zip(SIZE_NAMES, map(int, counts.tp_of_sizes + counts.fn_of_sizes), strict=True)
                 ),
@@ -155,7 +156,7 @@ class DetailedResult:
         parts = list(self.large_sites.values())
         figures = {name: mean([part.figures[name] for part in parts]) for name in FIGURES}
         figures["ece"] = mean([part.calibration_error for part in parts])
-        result: dict[str, Any] = {"sites": len(parts), **_plain(figures)}
+        result: dict[str, Any] = {"sites": len(parts), **json_ready(figures)}
         counted = [part.instances.average_precision() for part in parts if part.instances is not None]
         if counted:
             result["ap"] = _by_threshold(mean_of_rows(np.array(counted).T))
@@ -168,7 +169,7 @@ class DetailedResult:
         """
         result = {**self.all_cases.scalars(), "surface_tolerance": self.tolerance}
         if self.of_sites:
-            result["dice_of_sites"] = _number(mean([part.figures["dice"] for part in self.of_sites.values()]))
+            result["dice_of_sites"] = json_ready(mean([part.figures["dice"] for part in self.of_sites.values()]))
             result["site"] = {site: part.scalars() for site, part in self.of_sites.items()}
         if self.large_sites:
             result["large_sites"] = self.means_of_large_sites()
@@ -205,12 +206,4 @@ def _row(detail: CaseDetail, column: int) -> dict[str, str | float]:
 
 
 def _by_threshold(values: npt.NDArray[np.float64]) -> dict[str, float | None]:
-    return {f"{percent / 100:.2f}": _number(value) for percent, value in zip(IOU_PERCENTS, values, strict=True)}
-
-
-def _plain(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in figures.items()}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return {f"{percent / 100:.2f}": json_ready(value) for percent, value in zip(IOU_PERCENTS, values, strict=True)}

@@ -22,7 +22,7 @@ from common.imaging.geometry import spacing_of, to_ras
 from common.imaging.grid import Grid
 from common.imaging.loading import read_case
 from common.imaging.preprocessing import prepare_case, prepare_label
-from common.imaging.sliding_window import predict_tiled
+from common.imaging.sliding_window import Predict, predict_tiled
 from common.inference.instances import instances_of
 from common.inference.lite import class_indices
 from common.inference.restoring import restored_slabs
@@ -33,8 +33,6 @@ from common.metrics.surface import measure_surfaces
 from common.study import Study
 from server.evaluation.detailed import CaseDetail, DetailedResult
 from server.evaluation.result import HoldoutResult
-
-Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 _CACHE_BYTES = 2**30
 _ROWS = 32

@@ -6,14 +6,12 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
+from common.export.conversion import Tile
 from common.imaging.patches import pad_to
 from common.study import Study
 from server.evaluation import Holdout
-
-Tile = npt.NDArray[np.float32]
 
 _BLOB_VOXELS = 3.0
 

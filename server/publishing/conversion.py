@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import PublishError
-from common.export.conversion import convert
+from common.export.conversion import Tile, convert
+from common.export.figures import LARGEST_DIFFERENCE
+from common.export.forward import predictor
 from common.study import Study
-from server.evaluation import predictor
-from server.publishing.calibration import Tile
 from server.publishing.contents import Contents, contents_of
 from server.publishing.onnx_export import ONNX, OnnxModel, convert_to_onnx
 from server.publishing.variant import Variant
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from common.inference.lite import LiteModel
     from common.models.network import Network
 
-LARGEST_DIFFERENCE = 1e-3
 _log = logging.getLogger("wardround.publishing")  # what `wardround coordinator` shows is below "wardround"
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import PublishError
-from common.export.conversion import to_lite
+from common.export.conversion import Tile, to_lite
+from common.export.figures import LARGEST_DIFFERENCE
 from common.study import Study
-from server.publishing.calibration import Tile
-from server.publishing.conversion import LARGEST_DIFFERENCE, shareable
+from server.publishing.conversion import shareable
 from server.publishing.model_card import outputs_of
 
 if TYPE_CHECKING:

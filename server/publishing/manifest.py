@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
-from common.inference.golden import GOLDEN, Golden
+from common.export.papers import write_beside, write_manifest
+from common.inference.golden import Golden
 from common.inference.published import NEWEST_FORMAT
 from common.study import Study
 from common.version import VERSION
-from common.wire.tensors import write_tensors
 from server.evaluation import Holdout
 from server.publishing.explanation import Explanation, entry_of_explanation
-from server.publishing.measurement import tolerances
 from server.publishing.model_card import model_card, outputs_of
-from server.publishing.variant import Variant, json_ready, works_alone
+from server.publishing.variant import Variant, works_alone
 
 if TYPE_CHECKING:
     from common.models.network import Network
-
-WEIGHTS = "weights.tensors"
 
 
 def write_papers(
@@ -45,15 +39,12 @@ def write_papers(
 
     `study.yaml` is what prediction prepares images by. The manifest repeats what another runtime needs to feed a file.
     """
-    stored = write_tensors(folder / WEIGHTS, [np.asarray(weight, np.float32) for weight in weights])
-    pair = golden.to_bytes()
-    (folder / GOLDEN).write_bytes(pair)
     documents = {
         "model_card.md": model_card(study, network, variants, report, details).encode(),
         "study.yaml": _without_paths(study).to_yaml().encode(),
     }
-    for name, content in documents.items():
-        (folder / name).write_bytes(content)
+    differences = {variant.name: variant.difference for variant in variants if variant.difference is not None}
+    papers = write_beside(folder, weights, golden, differences, documents)
     manifest = {
         "format": NEWEST_FORMAT,
         "wardround": VERSION,
@@ -90,20 +81,13 @@ def write_papers(
             _manifest_entry(variant, figures) for variant, figures in zip(variants, report["variants"], strict=True)
         ],
         "holdout": {"cases": len(holdout), "sites": variants[0].cases_of_sites} if holdout is not None else None,
-        # For warm starts and personalization: float32, in the order of the network's weights.
-        "weights": {"file": WEIGHTS, "sha256": stored.digest.hex(), "bytes": stored.size},
-        "golden": {
-            "file": GOLDEN,
-            **_identified(pair),
-            "measure": "mean absolute difference",
-            "tolerance": tolerances(variants),
-        },
+        "weights": papers["weights"],
+        "golden": papers["golden"],
         "explanation": entry_of_explanation(study, explanation),
         "calibration_images": len(report["calibration"]),  # no names: they may be those of patients
-        "documents": {name: _identified(content) for name, content in documents.items()},
+        "documents": papers["documents"],
     }
-    text = json.dumps(json_ready(manifest), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    write_manifest(folder, manifest)
 
 
 def _without_paths(study: Study) -> Study:
@@ -113,10 +97,6 @@ def _without_paths(study: Study) -> Study:
         training=replace(study.training, start_from=None),
         model=replace(study.model, encoder_weights=None),
     )
-
-
-def _identified(content: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def _manifest_entry(variant: Variant, figures: Mapping[str, Any]) -> dict[str, Any]:

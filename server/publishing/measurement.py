@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.export.conversion import Tile
+from common.export.figures import median_seconds
 from common.inference.golden import Golden
 from common.study import Study
 from server.evaluation import Holdout
-from server.publishing.calibration import Tile
 from server.publishing.conversion import opened
 from server.publishing.onnx_export import OnnxModel
 from server.publishing.variant import Variant
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from common.inference.lite import LiteModel
 
 _RUNS = {2: 15, 3: 5}
-_TOLERANCE = 2.0
-"""How often its own difference from float32 a variant may have elsewhere: other machines round otherwise."""
-_SMALLEST_TOLERANCE = 1e-3
 
 
 def compared(variants: Sequence[Variant], folder: Path, tile: Tile) -> tuple[Golden, list[Variant]]:
@@ -38,33 +34,14 @@ def compared(variants: Sequence[Variant], folder: Path, tile: Tile) -> tuple[Gol
     ]
 
 
-def tolerances(variants: Sequence[Variant]) -> dict[str, float]:
-    """How far each file's answer to the golden tile may be from the golden answer, as a mean, by variant's name."""
-    return {
-        variant.name: max(_TOLERANCE * variant.difference, _SMALLEST_TOLERANCE)
-        for variant in variants
-        if variant.difference is not None
-    }
-
-
 def timed(
     study: Study, variants: Sequence[Variant], folder: Path, tile: Tile, progress: Callable[[str], None]
 ) -> list[Variant]:
-    """With the median seconds of a tile on one thread; the variants take turns, so that other load hits all alike."""
+    """With the median seconds of a tile on one thread."""
     progress("measuring the time that a tile takes")
     models = {variant.name: _opened(folder, variant) for variant in variants if variant.file}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    batch = tile[np.newaxis]
-    for run in range(_RUNS[study.task.dimensions] + 1):
-        for name, model in models.items():
-            began = time.perf_counter()
-            model(batch)
-            if run:  # the first call sets up
-                seconds[name].append(time.perf_counter() - began)
-    return [
-        replace(variant, latency=statistics.median(seconds[variant.name])) if variant.file else variant
-        for variant in variants
-    ]
+    seconds = median_seconds(models, tile, _RUNS[study.task.dimensions])
+    return [replace(variant, latency=seconds.get(variant.name)) for variant in variants]
 
 
 def evaluated(

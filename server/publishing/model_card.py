@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from common.export.figures import json_ready
 from common.study import Study
 from server.continual import card_section
 from server.evaluation import LARGE_SITE_CASES
-from server.publishing.variant import Variant, json_ready, works_alone
+from server.publishing.variant import Variant, works_alone
 
 if TYPE_CHECKING:
     from common.models.network import Network

@@ -5,8 +5,6 @@ The converter (tf2onnx) and ONNX Runtime are optional: only a study that publish
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import PublishError
+from common.export.conversion import quiet, reason_of
 from common.study import Study
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ def convert_to_onnx(study: Study, network: Network, weights: Sequence[npt.ArrayL
     """
     import tensorflow as tf
 
-    from common.inference.lite import captured_stderr
     from common.models import probabilities
 
     convert = _imported("tf2onnx").convert
@@ -48,22 +46,13 @@ def convert_to_onnx(study: Study, network: Network, weights: Sequence[npt.ArrayL
         return probabilities(study, network(constants, tile))
 
     forward = tf.function(answer, autograph=False, input_signature=signature)
-    loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow", "absl")]
-    levels = [logger.level for logger in loggers]
-    with captured_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet("tf2onnx", "tensorflow", "absl"):
         try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
             model, _ = convert.from_function(forward, input_signature=signature, opset=_OPSET)
         except Exception as error:  # the converter raises what its many parts raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             raise PublishError(
-                f"{ONNX}: tf2onnx refused the network ({reason}); remove the variant from publishing.variants"
+                f"{ONNX}: tf2onnx refused the network ({reason_of(error)}); remove the variant from publishing.variants"
             ) from error
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
     return bytes(model.SerializeToString())
 
 

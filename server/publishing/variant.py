@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from common.export.figures import json_ready
 from common.study import Study
 from server.evaluation import DetailedResult, HoldoutResult
 from server.publishing.contents import Contents
@@ -108,16 +107,3 @@ def _note(study: Study, variant: Variant, ratio: float | None, lost: float) -> s
 
 def _counted(operations: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in sorted(operations.items()))
-
-
-def json_ready(value: object) -> Any:
-    """Plain JSON values: NumPy numbers unpacked, and null for a figure that does not exist."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_ready(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

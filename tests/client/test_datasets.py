@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,33 @@ def test_a_rounds_batches_are_the_same_bits_whenever_they_are_drawn(
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one[0], two[0])
         np.testing.assert_array_equal(one[1], two[1])
+
+
+def test_rounds_that_are_drawn_in_turns_do_not_mix_and_are_let_go(
+    folder: Path, tiny_study: Callable[..., Study]
+) -> None:
+    study = tiny_study()
+    alone = [_batches(_dataset(study, "alpha", folder).training(number)) for number in (1, 2)]
+    dataset = _dataset(study, "alpha", folder)
+    data = [dataset.training(number) for number in (1, 2)]
+    in_turns = zip(*(part.as_numpy_iterator() for part in data), strict=True)
+    for pair, expected in zip(in_turns, zip(*alone, strict=True), strict=True):
+        for (images, labels), (expected_images, expected_labels) in zip(pair, expected, strict=True):
+            np.testing.assert_array_equal(images, expected_images)
+            np.testing.assert_array_equal(labels, expected_labels)
+    del data, in_turns
+    gc.collect()
+    assert not dataset._rounds
+
+
+def test_the_last_batch_holds_what_is_left(folder: Path, tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study()
+    study = dataclasses.replace(
+        study, training=dataclasses.replace(study.training, batch_size=3, patches_per_epoch=5, local_epochs=1)
+    )
+    batches = _batches(_dataset(study, "alpha", folder).training(1))
+    assert [(len(images), len(labels)) for images, labels in batches] == [(3, 3), (2, 2)]
+    assert all(image.any() for images, _ in batches for image in images)
 
 
 def test_another_round_another_site_another_seed_draw_otherwise(folder: Path, tiny_study: Callable[..., Study]) -> None:

@@ -123,7 +123,12 @@ def test_a_version_that_is_here_is_not_fetched_again(
     fetch.fetch(address, alpha, tmp_path)
     assert fetch.fetch(address, alpha, tmp_path, study="tiny", version="v1").was_here
     (tmp_path / "v1" / "model_int8.tflite").write_bytes(b"other")
-    with pytest.raises(PublishError, match=r"model_int8\.tflite: damaged"):
+    with pytest.raises(
+        PublishError, match=r"model_int8\.tflite: damaged .*; delete or move away .*/v1, then fetch again$"
+    ):
+        fetch.fetch(address, alpha, tmp_path)
+    (tmp_path / "v1" / "model_int8.tflite").unlink()
+    with pytest.raises(PublishError, match=r"int8\.tflite is missing; delete or move away .*/v1, then fetch again$"):
         fetch.fetch(address, alpha, tmp_path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,15 @@ def _ignore(batch: int, batches: int) -> None:
     del batch, batches
 
 
+def _train(worker: PersonalWorker, number: int, broadcast: list[Array]) -> Sequence[Array]:
+    """A round whose update the coordinator takes."""
+    sent = worker.work("train", number, broadcast, _ignore)
+    worker.sending(number)
+    worker.sent(number)
+    worker.answered(number, True)
+    return sent
+
+
 def _broadcast(plan: StudyPlan, rounds_done: int = 0) -> list[Array]:
     """What the first rounds broadcast where no site had any data: the weights stay, the round counts."""
     state = plan.train.initialize()
@@ -79,11 +88,11 @@ def _broadcast(plan: StudyPlan, rounds_done: int = 0) -> list[Array]:
     return to_numpy(plan.train.prepare(*state))
 
 
-def _stored(folder: Path) -> list[Path]:
-    return sorted(folder.glob("personal/*/*.tensors"))
+def _stored(folder: Path, pattern: str = "*/*") -> list[Path]:
+    return sorted(folder.glob(f"personal/{pattern}.tensors"))
 
 
-def _equal(one: list[Array], two: list[Array]) -> bool:
+def _equal(one: Sequence[Array], two: Sequence[Array]) -> bool:
     return all(np.array_equal(left, right) for left, right in zip(one, two, strict=True))
 
 
@@ -127,11 +136,12 @@ def test_the_site_goes_on_from_its_own_values_whatever_is_broadcast_in_their_pla
     results = []
     for shift in (0, 7):
         worker = site_worker(plan, dataset, tmp_path / str(shift))
-        worker.work("train", 1, _broadcast(plan), _ignore)
+        assert isinstance(worker, PersonalWorker)
+        _train(worker, 1, _broadcast(plan))
         broadcast = _broadcast(plan, 1)
         for place in network.normalization:
             broadcast[place] = broadcast[place] + shift
-        results.append(worker.work("train", 2, broadcast, _ignore))
+        results.append(_train(worker, 2, broadcast))
         evaluated = _broadcast(plan)[: len(worker.expected("evaluate"))]
         results[-1] = [*results[-1], *worker.work("evaluate", 2, evaluated, _ignore)]
     assert _equal(results[0], results[1])
@@ -140,14 +150,14 @@ def test_the_site_goes_on_from_its_own_values_whatever_is_broadcast_in_their_pla
 def test_a_round_asked_for_again_gives_the_same_bits_after_later_ones_too(
     plan: StudyPlan, worker: PersonalWorker, tmp_path: Path
 ) -> None:
-    first = worker.work("train", 1, _broadcast(plan), _ignore)
-    second = worker.work("train", 2, _broadcast(plan, 1), _ignore)
+    first = _train(worker, 1, _broadcast(plan))
+    second = _train(worker, 2, _broadcast(plan, 1))
     kept = [path.read_bytes() for path in _stored(tmp_path)]
     assert len(kept) == 2
     assert kept[0] != kept[1]
-    assert _equal(worker.work("train", 1, _broadcast(plan), _ignore), first)
+    assert _equal(_train(worker, 1, _broadcast(plan)), first)
     assert len(_stored(tmp_path)) == 1, "what came of the later round is of a run that was cut off"
-    assert _equal(worker.work("train", 2, _broadcast(plan, 1), _ignore), second)
+    assert _equal(_train(worker, 2, _broadcast(plan, 1)), second)
     assert [path.read_bytes() for path in _stored(tmp_path)] == kept
 
 
@@ -155,7 +165,7 @@ def test_frozen_rounds_train_gains_and_leave_the_sites_statistics_as_they_are(
     plan: StudyPlan, network: Network, worker: PersonalWorker, layers: PersonalLayers, tmp_path: Path
 ) -> None:
     for number in range(1, ROUNDS + 1):
-        worker.work("train", number, _broadcast(plan, number - 1), _ignore)
+        _train(worker, number, _broadcast(plan, number - 1))
     store = PersonalStore(_stored(tmp_path)[0].parent, layers.specs)
     before, after = store.after(2), store.after(3)
     assert before is not None
@@ -173,7 +183,7 @@ def test_the_global_models_normalization_stays_as_it_began(
     initial = to_numpy(state)[: len(network.specs)]
     for number in (1, 2):
         total = train.zero()
-        train.accumulate(total, worker.work("train", number, to_numpy(train.prepare(*state)), _ignore))
+        train.accumulate(total, _train(worker, number, to_numpy(train.prepare(*state))))
         state = train.update(state, train.report(*total))[: len(state)]
     for place, (before, after) in enumerate(zip(initial, to_numpy(state), strict=False)):
         assert np.array_equal(before, after) == (place in network.normalization)
@@ -185,14 +195,20 @@ def test_a_round_given_up_leaves_nothing_behind(plan: StudyPlan, worker: Persona
             raise Cancelled
 
     worker.work("train", 1, _broadcast(plan), give_up)
-    assert not _stored(tmp_path)
+    assert not list(tmp_path.rglob("00*"))
+
+
+def _keep(store: PersonalStore, number: int, own: list[Array]) -> None:
+    store.hold(number, own)
+    store.sent(number)
+    store.answered(number, True)
 
 
 def test_old_rounds_are_removed_and_a_damaged_one_is_named(tmp_path: Path, layers: PersonalLayers) -> None:
     store = PersonalStore(tmp_path / "own", layers.specs)
     own = [np.ones(spec.shape, np.float32) for spec in layers.specs]
     for number in range(1, 8):
-        store.save(number, own)
+        _keep(store, number, own)
     assert [path.name for path in sorted((tmp_path / "own").iterdir())] == [f"{n:06d}.tensors" for n in (4, 5, 6, 7)]
     assert store.after(3) is None
     (tmp_path / "own" / "000007.tensors").write_bytes(b"torn")
@@ -205,7 +221,7 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path, layers: PersonalLa
     (tmp_path / "file").write_bytes(b"")
     own = [np.ones(spec.shape, np.float32) for spec in layers.specs]
     with pytest.raises(RunFolderError, match="own normalization cannot be written"):
-        PersonalStore(tmp_path / "file" / "own", layers.specs).save(1, own)
+        PersonalStore(tmp_path / "file" / "own", layers.specs).hold(1, own)
     with pytest.raises(RunFolderError, match="own normalization cannot be read"):
         PersonalStore(tmp_path / "file", layers.specs).after(1)
 
@@ -221,3 +237,21 @@ def test_a_study_without_personal_layers_is_worked_on_as_it_is(
 ) -> None:
     study = dataclasses.replace(plan.study, training=dataclasses.replace(plan.study.training, personal="none"))
     assert isinstance(site_worker(dataclasses.replace(plan, study=study), dataset, tmp_path), PlanWorker)
+
+
+def test_values_of_another_study_plan_or_run_are_not_gone_on_from(
+    plan: StudyPlan, dataset: SiteDataset, tmp_path: Path
+) -> None:
+    renamed = dataclasses.replace(plan, study=dataclasses.replace(plan.study, name="other"))
+    changed = dataclasses.replace(plan, digest=bytes(32))
+    made = [site_worker(each, dataset, tmp_path) for each in (plan, renamed, changed)]
+    workers = [worker.of_run(run) for worker in made if isinstance(worker, PersonalWorker) for run in (b"1", b"2")]
+    fresh = workers[0].work("evaluate", 1, _broadcast(plan)[: len(made[0].expected("evaluate"))], _ignore)
+    _train(workers[0], 1, _broadcast(plan))
+    assert len(_stored(tmp_path, "*/*/*")) == 1
+    found = [
+        worker.work("evaluate", 1, _broadcast(plan)[: len(made[0].expected("evaluate"))], _ignore) for worker in workers
+    ]
+    assert not _equal(found[0], fresh)
+    assert all(_equal(each, fresh) for each in found[1:])
+    assert len(_stored(tmp_path, "*/*/*")) == 1

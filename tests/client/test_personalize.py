@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,15 +97,20 @@ def test_a_model_that_gained_is_kept_as_a_folder_that_prediction_takes(
 
 
 def test_a_model_that_did_not_gain_is_not_kept(
-    version: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    version: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("client.personalize._SILENCE_SECONDS", 0.0)
     report = call(capsys, version, site, tmp_path / "personal", "--epochs", "1", "--rate", "1e-12")
     assert report["kept"] is False
     assert not list(tmp_path.iterdir())
     out = str(tmp_path / "personal")
     arguments = ["personalize", str(version), "--data", str(site), "--out", out, "--epochs", "1", "--rate", "1e-12"]
     assert cli.main(arguments) == 0
-    assert "It did not gain, so it was not kept" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "It did not gain, so it was not kept" in printed
+    assert "5 cases fit for tiny" in printed
+    assert "epoch 1 of 1: loss " in printed
+    assert "epoch 1 of 1: 9 of 10 batches" in printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -149,6 +156,38 @@ def test_a_folder_that_exists_is_refused_before_training(
 ) -> None:
     assert cli.main(["personalize", str(version), "--data", str(site), "--out", str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "out", "reason"),
+    [("nowhere", "own", "--data nowhere: neither a registered"), (".", "none/own", "parent folder does not exist")],
+)
+def test_wrong_folders_are_told_before_tensorflow_is_loaded(
+    version: Path, tmp_path: Path, data: str, out: str, reason: str
+) -> None:
+    script = (
+        "import sys; from client.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit('heavy' if {'tensorflow', 'keras'} & set(sys.modules) else code)"
+    )
+    registry = tmp_path / "none.sqlite"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "personalize", str(version), "--data", data, "--out", out],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "WARDROUND_SITE_REGISTRY": str(registry), "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert reason in ended.stderr
+
+
+def test_an_out_folder_that_cannot_be_made_is_told_before_training(
+    version: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("client.personalize.tempfile.TemporaryFile", refused)
+    assert cli.main(["personalize", str(version), "--data", str(site), "--out", str(tmp_path / "own")]) == 2
+    assert "Permission denied); check its rights, or give another --out" in capsys.readouterr().err
 
 
 def test_a_site_without_validation_cases_cannot_tell(

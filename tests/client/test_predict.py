@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 
 import client.predict
 from client.cli import main
-from common.errors import UsageError
+from common.errors import DataError, UsageError
 from common.imaging.case import Case, Source
 from common.imaging.loading import load_case
 from common.imaging.readers import read_image, read_label
@@ -152,6 +152,51 @@ def test_an_ome_tiff_becomes_an_ome_tiff(cells: Path, tmp_path: Path) -> None:
     assert read_label(tmp_path / "out" / "a_seg.ome.tif", 2).spacing == pytest.approx((1.0, 0.4, 0.4))
 
 
+@pytest.mark.parametrize("large", [1 << 24, 1])
+@pytest.mark.parametrize("size", [1.0, None])
+def test_one_micrometre_is_a_pixel_size_where_the_image_states_it(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float | None, large: int
+) -> None:
+    predict = client.predict.predict_case
+    monkeypatch.setattr("client.predict.predict_case", lambda *a, **options: predict(*a, **options, large=large))
+    metadata = {"axes": "YX"} | ({} if size is None else {"PhysicalSizeX": size, "PhysicalSizeY": size})
+    image = plane(tmp_path / "a.ome.tif", ome=True, metadata=metadata, tile=(32, 32))
+    out = tmp_path / "out"
+    assert main(["predict", str(cells), str(image), "--out", str(out), "--instances"]) == 0
+    for name in ("a_seg.ome.tif", "a_objects.ome.tif"):
+        label = read_label(out / name, 2)
+        assert label.spacing == (1.0, 1.0, 1.0)
+        assert label.stated == ("nothing" if size is None else "spacing")
+        with tifffile.TiffFile(out / name) as written:
+            assert ("PhysicalSizeX" in (written.ome_metadata or "")) == (size is not None)
+    (row,) = rows(out)
+    assert row["area_um2"] == ("" if size is None else f"{int(row['voxels']):.6g}")
+
+
+def test_large_images_give_the_files_of_small_ones(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies on disk and is found block by block is what is in memory and found at once."""
+    from common.inference.object_blocks import BLOCKS, Blocks
+
+    image = plane(tmp_path / "a.tif", tile=(32, 32), resolution=(20000, 20000), resolutionunit=3)
+    options = ["--instances", "--threads", "1"]
+    assert main(["predict", str(cells), str(image), "--out", str(tmp_path / "small"), *options]) == 0
+    predict = client.predict.predict_case
+    monkeypatch.setattr("client.predict.predict_case", lambda *a, **options: predict(*a, **options, large=1))
+    monkeypatch.setitem(BLOCKS, 2, Blocks((((16, 16), (16, 16)), ((40, 40), (80, 80))), (16, 16), (8, 8)))
+    assert main(["predict", str(cells), str(image), "--out", str(tmp_path / "large"), *options]) == 0
+    names = sorted(path.name for path in (tmp_path / "small").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "large").iterdir())
+    for name in names:
+        small, large = (tmp_path / folder / name for folder in ("small", "large"))
+        if name.endswith(".tif"):
+            assert np.array_equal(tifffile.imread(small), tifffile.imread(large))
+            assert tifffile.imread(small).max() > 0
+        else:
+            assert small.read_bytes() == large.read_bytes()
+
+
 def test_a_nifti_becomes_a_nifti_and_volumes_are_in_millilitres(organs: Path, tmp_path: Path) -> None:
     image = volume(tmp_path / "scan.nii.gz")
     assert main(["predict", str(organs), str(image), "--out", str(tmp_path / "out"), "--overlay"]) == 0
@@ -243,7 +288,7 @@ def test_a_bad_input_does_not_keep_others_from_being_segmented(
     assert "error: 3 of 4 inputs could not be segmented:\n" in printed.err
     assert "none.tif: does not exist; correct the path" in printed.err
     assert "  torn: image torn.tif: " in printed.err
-    assert "expected a 2D image, found a volume of 10 slices" in printed.err
+    assert "found a volume of 10 slices. This model takes single slices: save each slice as a file" in printed.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good_seg.tif", "measurements.csv"}
 
 
@@ -253,7 +298,7 @@ def test_results_are_replaced_by_force_alone(cells: Path, tmp_path: Path, capsys
     assert main(["predict", str(cells), images[0], "--out", out]) == 0
     before = (tmp_path / "out" / "a_seg.tif").stat().st_mtime_ns
     assert main(["predict", str(cells), *images, "--out", out]) == 2
-    assert "a_seg.tif and 1 more: exists already; give another --out, or --force" in capsys.readouterr().err
+    assert "a_seg.tif: exists already; give another --out, or --force" in capsys.readouterr().err
     assert not (tmp_path / "out" / "b_seg.tif").exists()
     assert main(["predict", str(cells), *images, "--out", out, "--force"]) == 0
     assert (tmp_path / "out" / "a_seg.tif").stat().st_mtime_ns > before
@@ -285,9 +330,9 @@ def test_what_was_written_is_told_though_the_table_cannot_be(
     cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(path: Path, *arguments: Any) -> None:
-        raise UsageError(f"{path}: exists already")
+        raise UsageError(f"{path}: no table")
 
-    monkeypatch.setattr("client.predict.write_measurements", refused)
+    monkeypatch.setattr("client.predict.merge_measurements", refused)
     image = str(plane(tmp_path / "a.tif"))
     assert main(["predict", str(cells), image, "--out", str(tmp_path / "out"), "--json"]) == 2
     result = json.loads(capsys.readouterr().out)
@@ -307,7 +352,8 @@ def test_a_delegate_that_computes_something_else_is_refused_before_any_image_is_
 
     monkeypatch.setattr("client.predict.LiteModel", Wrong)
     arguments = ["predict", str(cells), str(plane(tmp_path / "a.tif")), "--out", str(tmp_path / "out")]
-    assert main([*arguments, "--delegate", "gpu.so"]) == 9
+    (tmp_path / "gpu.so").write_bytes(b"")
+    assert main([*arguments, "--delegate", str(tmp_path / "gpu.so")]) == 9
     assert "differs from its golden answer by" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(arguments) == 0  # nobody asks for the answer where there is no delegate
@@ -319,9 +365,11 @@ def test_two_inputs_of_one_name_do_not_replace_each_other(
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     inputs = [str(plane(tmp_path / "one" / "a.tif")), str(plane(tmp_path / "two" / "A.tif"))]
-    assert main(["predict", str(cells), *inputs, "--out", str(tmp_path / "out")]) == 3
-    assert "would have one name; predict each into an --out of its own" in capsys.readouterr().err
-    assert (tmp_path / "out" / "a_seg.tif").exists()
+    assert main(["predict", str(cells), *inputs, "--out", str(tmp_path / "out")]) == 2
+    assert "would have one name, A_...; predict each into an --out of its own" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["predict", str(cells), inputs[0], inputs[0], "--out", str(tmp_path / "out")]) == 2
+    assert "one/a.tif: given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -334,6 +382,8 @@ def test_two_inputs_of_one_name_do_not_replace_each_other(
         (["--code", "spleen=SCT:1:Spleen"], "the study's classes are liver, tumour"),
         (["--channel-map", "FLAIR"], "expected 'NAME=PATTERN'"),
         (["--level", "-1"], "level -1"),
+        (["--level", "2"], "a.nii.gz is NIfTI, which has no levels; leave --level out"),
+        (["--delegate", "nowhere/gpu.so"], "--delegate nowhere/gpu.so: there is no such file"),
     ],
 )
 def test_options_that_do_not_fit_the_model_are_refused(
@@ -345,6 +395,171 @@ def test_options_that_do_not_fit_the_model_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_one_image_after_the_other_goes_into_one_folder(cells: Path, tmp_path: Path) -> None:
+    images = [str(plane(tmp_path / f"{name}.tif", seed)) for seed, name in enumerate("abc")]
+    out = tmp_path / "out"
+    for image in images:
+        assert main(["predict", str(cells), image, "--out", str(out)]) == 0
+    first = rows(out)
+    assert [row["case"] for row in first] == ["a", "b", "c"]
+    assert {row["model"] for row in first} == {"cells v1 float32"}
+    plane(tmp_path / "b.tif", 7)
+    assert main(["predict", str(cells), images[1], "--out", str(out), "--force"]) == 0
+    assert [row["case"] for row in rows(out)] == ["a", "c", "b"]
+    assert rows(out)[:2] == [first[0], first[2]]
+    assert rows(out)[2]["voxels"] != first[1]["voxels"]
+
+
+def test_a_table_of_somebody_else_is_left_alone(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "measurements.csv").write_text("case,class,remark\na,cell,mine\n")
+    command = ["predict", str(cells), str(plane(tmp_path / "a.tif")), "--out", str(tmp_path), "--force"]
+    assert main(command) == 2
+    assert "measurements.csv: no table that rows can be added to (its columns are others)" in capsys.readouterr().err
+    assert (tmp_path / "measurements.csv").read_text().endswith("mine\n")
+    assert not (tmp_path / "a_seg.tif").exists()
+
+
+def test_force_leaves_nothing_of_an_earlier_run_beside_the_new_segmentation(cells: Path, tmp_path: Path) -> None:
+    image, out = str(plane(tmp_path / "a.tif")), tmp_path / "out"
+    plane(tmp_path / "a_explain_b.tif")
+    assert main(["predict", str(cells), image, "--out", str(out), "--instances", "--overlay"]) == 0
+    other = ["predict", str(cells), str(tmp_path / "a_explain_b.tif"), "--out", str(out), "--overlay"]
+    assert main(other) == 0
+    for name in ("a_explain_tumour.png", "a_seg.nii.gz", "a_notes.txt"):
+        (out / name).write_bytes(b"")
+    assert main(["predict", str(cells), image, "--out", str(out), "--force"]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "a_seg.tif", "a_notes.txt", "a_explain_b_seg.tif", "a_explain_b_overlay.png", "measurements.csv",
+    }  # fmt: skip
+
+
+def test_a_case_that_fails_while_it_is_replaced_has_no_measurements(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, out = str(plane(tmp_path / "a.tif")), tmp_path / "out"
+    assert main(["predict", str(cells), image, "--out", str(out)]) == 0
+
+    def full(*arguments: Any) -> None:
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr("client.predict.write_results", full)
+    assert main(["predict", str(cells), image, "--out", str(out), "--force"]) == 3
+    assert rows(out) == []
+
+
+def test_where_results_cannot_be_written_is_told_before_any_work(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("segmented in vain")
+
+    monkeypatch.setattr("client.predict.predict_case", never)
+    image = str(plane(tmp_path / "a.tif"))
+    assert main(["predict", str(cells), image, "--out", image]) == 2
+    assert f"--out {image}: cannot be made" in capsys.readouterr().err
+
+    def refused(**options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr("client.predict_folder.tempfile.TemporaryFile", refused)
+    assert main(["predict", str(cells), image, "--out", str(tmp_path / "closed")]) == 2
+    assert "closed: cannot be written to (Permission denied); check its rights" in capsys.readouterr().err
+
+
+def test_no_empty_folder_stays_where_every_input_fails(cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "torn.tif").write_bytes(b"II*\0")
+    inputs = [str(tmp_path / "torn.tif"), str(tmp_path / "none.tif")]
+    assert main(["predict", str(cells), *inputs, "--out", str(tmp_path / "new" / "out")]) == 3
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    assert main(["predict", str(cells), *inputs, "--out", str(tmp_path / "old")]) == 3
+    assert (tmp_path / "old").exists()
+
+
+def test_headers_that_no_dicom_seg_can_be_made_of_are_told_before_segmenting(
+    organs: Path,
+    tmp_path: Path,
+    write_series: Callable[..., list[Path]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("segmented in vain")
+
+    def edit(dataset: Dataset, z: int) -> None:
+        del dataset.FrameOfReferenceUID
+
+    write_series(tmp_path / "ct", np.zeros((4, 20, 24), np.int16), AFFINE, edit=edit)
+    monkeypatch.setattr("client.predict.predict_case", never)
+    assert main(["predict", str(organs), str(tmp_path / "ct"), "--out", str(tmp_path / "out")]) == 3
+    assert "its headers do not serve for a DICOM-SEG (Source images have no Frame Of" in capsys.readouterr().err
+
+
+def test_advice_is_for_who_predicts(
+    organs: Path, cells: Path, tmp_path: Path, write_series: Callable[..., list[Path]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write_series(tmp_path / "ct", np.random.default_rng(0).integers(0, 9, (4, 20, 24)).astype(np.int16), AFFINE)
+    out = str(tmp_path / "out")
+    assert main(["predict", str(organs), str(tmp_path / "ct"), "--out", out]) == 0
+    flat = str(plane(tmp_path / "flat.tif"))
+    inputs = [str(tmp_path / "out" / "ct_seg.dcm"), flat]
+    assert main(["predict", str(organs), *inputs, "--out", out]) == 3
+    told = capsys.readouterr().err
+    assert "found a segmentation (DICOM-SEG). Give the series of images that it was drawn on." in told
+    assert "found a single slice. This model takes volumes: give one NIfTI file" in told
+    assert main(["predict", str(cells), flat, "--out", out, "--level", "3"]) == 3
+    told += capsys.readouterr().err
+    assert "the levels are 0 to 0. Give one of these with --level, or leave --level out." in told
+    for word in ("coordinator", "register", "Register", "as a label"):
+        assert word not in told
+
+
+def test_images_of_another_kind_are_noted(
+    cells: Path, brain: Path, tmp_path: Path, write_series: Callable[..., list[Path]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    tifffile.imwrite(tmp_path / "colour.tif", np.zeros((40, 40, 3), np.uint8), photometric="rgb")
+    assert main(["predict", str(cells), str(tmp_path / "colour.tif"), "--out", str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().err == "note: colour: a colour image, and the model takes grey: its luminance is taken\n"
+    voxels = np.random.default_rng(0).integers(0, 900, (6, 18, 20)).astype(np.int16)
+
+    def resonance(dataset: Dataset, z: int) -> None:
+        dataset.Modality = "MR"
+
+    write_series(tmp_path / "one", voxels, AFFINE, edit=resonance)
+    write_series(tmp_path / "two", voxels, AFFINE)
+    named = [f"T1post={tmp_path / 'one'}", f"FLAIR={tmp_path / 'two'}"]
+    assert main(["predict", str(brain), *named, "--out", str(tmp_path / "b"), "--json"]) == 0
+    printed = capsys.readouterr()
+    (note,) = json.loads(printed.out)["notes"]
+    assert note["note"] == "its header says CT, and the model was made for FLAIR, which is MR"
+    assert printed.err == ""
+
+
+def test_files_of_other_types_in_a_folder_are_counted(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    plane(folder / "a.tif")
+    for name in ("b.png", "c.png", "remarks.txt", ".hidden"):
+        (folder / name).write_bytes(b"x")
+    assert main(["predict", str(cells), str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == f"note: {folder}: 3 files left aside (PNG, TXT)\n"
+
+
+def test_a_stack_without_spacing_is_counted_in_voxels(
+    organs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((9, 20, 24), np.uint8), metadata={"axes": "ZYX"})
+    assert main(["predict", str(organs), str(tmp_path / "stack.tif"), "--out", str(tmp_path / "out")]) == 0
+    assert " voxels" in capsys.readouterr().out
+
+
 def test_a_damaged_model_is_not_run(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(cells, tmp_path / "v1")
     with (copy / "model_float32.tflite").open("r+b") as file:
@@ -352,7 +567,8 @@ def test_a_damaged_model_is_not_run(cells: Path, tmp_path: Path, capsys: pytest.
         file.write(b"\xff")
     assert main(["predict", str(copy), str(plane(tmp_path / "a.tif")), "--out", str(tmp_path / "out")]) == 9
     assert "model_float32.tflite: damaged or changed" in capsys.readouterr().err
-    assert main(["predict", str(tmp_path), str(tmp_path / "a.tif"), "--out", str(tmp_path / "out")]) == 9
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(tmp_path / "empty"), str(tmp_path / "a.tif"), "--out", str(tmp_path / "out")]) == 9
     assert "no model that Wardround published" in capsys.readouterr().err
 
 

@@ -17,9 +17,11 @@ import tifffile
 
 import server.evaluation.holdout
 from common.errors import DataError
+from common.export.forward import predictor
+from common.imaging.sliding_window import Predict
 from common.models import build_network, probabilities
 from common.study import Study, parse_study
-from server.evaluation import Holdout, HoldoutResult, Predict, predictor, site_of_origin
+from server.evaluation import Holdout, HoldoutResult, site_of_origin
 
 STUDY = """
 study: cells

@@ -17,6 +17,7 @@ from rich.console import Console
 
 import server.evaluation.holdout
 from common.imaging.case import Case, Source
+from common.imaging.sliding_window import Predict
 from common.inference.instances import Splitting, instances_of
 from common.inference.prediction import predict_case
 from common.metrics.calibration import count_calibration
@@ -24,7 +25,7 @@ from common.metrics.instances import match_instances
 from common.metrics.overlap import count_overlap
 from common.metrics.surface import measure_surfaces
 from common.study import Study, parse_study
-from server.evaluation import DetailedResult, Holdout, Predict
+from server.evaluation import DetailedResult, Holdout
 from server.evaluation.detailed import CaseDetail
 from server.evaluation.tables import tables
 

@@ -22,12 +22,13 @@ import tifffile
 import common.inference.lite
 import server.publishing.conversion
 from common.errors import PublishError, UsageError
+from common.export.forward import predictor
 from common.inference.lite import LiteModel, captured_stderr, class_indices
 from common.inference.published import open_published
 from common.models import build_network
 from common.study import DEFAULT_VARIANTS, Study, load_study, parse_study
 from common.wire.tensors import read_tensors
-from server.evaluation import Holdout, predictor
+from server.evaluation import Holdout
 from server.publishing import publish
 from server.publishing.contents import contents_of
 

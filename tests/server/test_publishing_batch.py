@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.export.forward import predictor
 from common.inference.lite import LiteModel
 from common.models import build_network
 from common.study import Study
-from server.evaluation import predictor
 from server.publishing.contents import contents_of
 from server.publishing.conversion import convert
 

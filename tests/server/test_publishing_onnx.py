@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.export.forward import predictor
 from common.models import build_network
 from common.study import parse_study
-from server.evaluation import predictor
 from server.publishing import publish
 from server.publishing.onnx_export import OnnxModel
 

@@ -405,7 +405,7 @@ def test_a_site_fetches_a_version_while_a_round_is_under_way_and_needs_no_plan(
     version.mkdir(parents=True)
     (version / "model.tflite").write_bytes(b"x" * 1000)
     entry = {"file": "model.tflite", "sha256": sha256(b"x" * 1000).hex()}
-    manifest = {"study": "digits", "version": "v1", "variants": [entry], "documents": {}}
+    manifest = {"format": 1, "study": "digits", "version": "v1", "variants": [entry], "documents": {}}
     (version / "manifest.json").write_text(json.dumps(manifest))
     found = fetch(coordinator.address, identities["beta"], tmp_path / "out", study="digits")
     assert (found.folder / "model.tflite").read_bytes() == b"x" * 1000

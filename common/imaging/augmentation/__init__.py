@@ -1,8 +1,8 @@
 """Random variations of a training batch as TensorFlow graph operations.
 
-Every operation treats the whole batch at once and gives each example its own randomness. All randomness is stateless
-and derives from the seed, so the same seed gives the same bits wherever the function runs, also inside
-`tf.data.Dataset.map`; every operation has its own part of the seed, so adding one does not change what others draw.
+Each example has its own randomness. All of it is stateless and derives from the seed, so the same seed gives the same
+bits wherever the function runs, also inside `tf.data.Dataset.map`; every variation has its own part of the seed, so
+adding one does not change what others draw.
 
 `spatial` and `elastic` move voxels of image and label together; `acquisition`, `intensity` and `occlusion` change the
 image's values alone. Probabilities and ranges follow nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z),
@@ -11,14 +11,16 @@ somewhat milder.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import tensorflow as tf
 
-from common.imaging.augmentation import acquisition, elastic, intensity, occlusion, spatial
+from common.imaging.augmentation import acquisition, chain, elastic, intensity, occlusion, spatial
 from common.imaging.augmentation.occlusion import modality_dropout
-from common.imaging.augmentation.randomness import Change, change_some, seeds_and_chances
+from common.imaging.augmentation.randomness import own_seed
 from common.study import AUGMENTATIONS
 
 __all__ = ["VALUE_CHANGES", "ValueChange", "augment", "modality_dropout"]
@@ -26,11 +28,14 @@ __all__ = ["VALUE_CHANGES", "ValueChange", "augment", "modality_dropout"]
 
 @dataclass(frozen=True)
 class ValueChange:
-    """A variation that leaves every voxel where it is, and how likely an example gets it."""
+    """A variation that leaves every voxel where it is, and how likely an example gets it.
+
+    `change` takes an image (spatial..., channel) and numbers in [0, 1), of which it uses the first few.
+    """
 
     name: str
     probability: float
-    change: Change
+    change: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 # The order in which an image comes about: the object, the light on it, the optics, the detector, the file, the damage.
@@ -50,7 +55,13 @@ VALUE_CHANGES = (
 
 
 def augment(
-    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, names: Collection[str], *, through_plane: bool = True
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    seed: tf.Tensor,
+    names: Collection[str],
+    *,
+    through_plane: bool = True,
+    always: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Vary the examples of a batch, each on its own.
 
@@ -94,6 +105,8 @@ def augment(
     through_plane : bool
         Whether `rotate` in 3D also turns about the y and x axes, and `elastic` also moves along z. Turn it off where
         slices are much thicker than pixels are wide: rotation is in voxels and would shear such a volume.
+    always : bool
+        Whether every example gets every variation, instead of each with its probability; `flip` still draws the axes.
 
     Returns
     -------
@@ -112,15 +125,52 @@ def augment(
         raise ValueError(f"expected a batch of 2D or 3D images with labels, found {images.shape} and {labels.shape}")
     if images.shape[-1] is None:
         raise ValueError(f"expected images of a known number of channels, found {images.shape}")
-    image_shape, label_shape = images.shape, labels.shape
-    all_seeds, all_chances = seeds_and_chances(seed, images, len(AUGMENTATIONS))
-    seeds = {name: own for name, own in zip(AUGMENTATIONS, all_seeds, strict=True) if name in names}
-    chances = dict(zip(AUGMENTATIONS, all_chances, strict=True))
-    if spatial.NAMES & seeds.keys():
-        images, labels = spatial.move(images, labels, seeds, through_plane)
-    if "elastic" in seeds:
-        images, labels = elastic.deform(images, labels, seeds["elastic"], through_plane)
-    for step in VALUE_CHANGES:
-        if step.name in seeds:
-            images = change_some(images, seeds[step.name], chances[step.name] < step.probability, step.change)
-    return tf.ensure_shape(images, image_shape), tf.ensure_shape(labels, label_shape)
+    wanted = tuple(name for name in AUGMENTATIONS if name in names)
+    if not wanted:
+        return images, labels
+    examples, dimensions, channels = tf.shape(images)[0], labels.shape.rank - 1, images.shape[-1]
+    # Drawn for all variations, also for those that are not used, of which none needs more numbers than these.
+    count = max(_NUMBERS, 2 * channels + 3)
+    numbers = tf.random.stateless_uniform((len(AUGMENTATIONS), examples, count), seed)
+    points = tf.zeros((examples, 0))
+    if "elastic" in wanted:
+        points = elastic.control_points(own_seed(seed, 1), examples, dimensions)
+    vary = _chain(wanted, dimensions, through_plane, always, chain.compiler_is_there())
+    numbers = tf.transpose(numbers, (1, 0, 2))
+    # The compiler makes nothing of an empty batch.
+    new_images, new_labels = tf.cond(
+        examples > 0, lambda: vary(images, labels, numbers, points), lambda: (images, labels)
+    )
+    return tf.ensure_shape(new_images, images.shape), tf.ensure_shape(new_labels, labels.shape)
+
+
+_NUMBERS = 20  # a chance and those of `cutout` in 3D
+
+
+@cache
+def _chain(names: tuple[str, ...], dimensions: int, through_plane: bool, always: bool, compiled: bool) -> Any:
+    """The variations of a batch as one function, traced once for each shape."""
+    moves = spatial.NAMES & set(names)
+    changes = [step for step in VALUE_CHANGES if step.name in names]
+
+    def one(image: tf.Tensor, label: tf.Tensor, numbers: tf.Tensor, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        own = {name: numbers[place] for place, name in enumerate(AUGMENTATIONS) if name in names}
+        if moves:
+            image, label = spatial.move(
+                image,
+                label,
+                {name: own[name] for name in moves},
+                points,
+                through_plane=through_plane,
+                always=always,
+            )
+        for step in changes:
+            chance, drawn = own[step.name][0], own[step.name][1:]
+            image = _changed(image, always | (chance < step.probability), drawn, step)
+        return image, label
+
+    return chain.for_each(one, compiled)
+
+
+def _changed(image: tf.Tensor, chosen: tf.Tensor, numbers: tf.Tensor, step: ValueChange) -> tf.Tensor:
+    return tf.cond(chosen, lambda: step.change(image, numbers), lambda: image)

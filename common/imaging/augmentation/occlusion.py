@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from common.imaging.augmentation.randomness import (
-    along_axis,
-    between,
-    draws,
-    length,
-    own_seed,
-    per_channel,
-    spatial_axes,
-)
+from common.imaging.augmentation.randomness import along_axis, between, length, mean_over, spatial_axes
 
 _BOXES = 3
 
 
-def cutout(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def cutout(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     """One to three boxes that hold the mean of their channel (DeVries and Taylor 2017, arXiv:1708.04552).
 
     The label stays: the network has to guess from what is around, as it must where an image is soiled or saturated.
+    `image` is (spatial..., channel); of `numbers`, in [0, 1), the first few are used.
     """
-    axes = spatial_axes(images)
-    (count,) = draws(seed, images, 1)
-    shape = (2, len(axes), tf.shape(images)[0], _BOXES)
-    centres, lengths = tf.unstack(tf.random.stateless_uniform(shape, own_seed(seed, 1)))
-    inside = tf.floor(count * _BOXES)[:, tf.newaxis] >= tf.range(_BOXES, dtype=tf.float32)  # (b, boxes)
+    axes = spatial_axes(image)
+    count = tf.floor(numbers[0] * _BOXES)
+    drawn = tf.reshape(numbers[1 : 1 + 2 * len(axes) * _BOXES], (2, len(axes), _BOXES))
     covered = tf.zeros((), tf.bool)
     for box in range(_BOXES):
-        here = tf.ones((), tf.bool)
-        for number, axis in enumerate(axes):
-            size = length(images, axis)
-            centre = centres[number, :, box, tf.newaxis] * size
-            half = between(lengths[number, :, box, tf.newaxis], 0.1, 0.25) * size / 2.0
-            place = tf.range(size) + 0.5
-            along = (tf.abs(place - centre) < half) & inside[:, box, tf.newaxis]
-            here &= along_axis(along, axis, images)
+        here = count >= box
+        for axis in axes:
+            size = length(image, axis)
+            half = between(drawn[1, axis, box], 0.1, 0.25) * size / 2.0
+            along = tf.abs(tf.range(size) + 0.5 - drawn[0, axis, box] * size) < half
+            here &= along_axis(along, axis, image.shape.rank)
         covered |= here
-    return tf.where(covered, tf.reduce_mean(images, axis=axes, keepdims=True), images)
+    return tf.where(covered, mean_over(image, axes), image)
 
 
 def modality_dropout(images: tf.Tensor, seed: tf.Tensor, probability: float) -> tf.Tensor:
@@ -70,9 +59,10 @@ def modality_dropout(images: tf.Tensor, seed: tf.Tensor, probability: float) -> 
         raise ValueError(f"expected a batch of 2D or 3D images of a known number of channels, found {images.shape}")
     if probability == 0 or images.shape[-1] == 1:
         return images
-    present = tf.reduce_any(images != 0.0, axis=spatial_axes(images))
+    present = tf.reduce_any(images != 0.0, axis=list(range(1, images.shape.rank - 1)))
     chance = tf.random.stateless_uniform(tf.shape(present), seed)
     # Where all that are present would go, the one of the highest number stays.
     standing = tf.where(present, chance, -1.0)
     stays = (chance >= probability) | (standing == tf.reduce_max(standing, axis=1, keepdims=True))
-    return tf.where(per_channel(stays, images), images, 0.0)
+    stays = tf.reshape(stays, (-1, *[1] * (images.shape.rank - 2), images.shape[-1]))
+    return tf.where(stays, images, 0.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.valuerep import DA, TM
 
 from common.errors import DataError
 from common.imaging.case import Source
 from common.imaging.readers.dicom_folder import find_series
 from common.imaging.readers.dicom_geometry import stack_planes
 from common.imaging.readers.dicom_headers import frames_of
+from common.imaging.readers.faults import ReadError
 from common.imaging.readers.reason import reason_of
 from common.imaging.writers.codes import Code, SegmentCodes, codes_of
 
@@ -39,6 +42,15 @@ _COPIED = (
     "ReferringPhysicianName",
     "PositionReferenceIndicator",
 )
+_UNICODE = "ISO_IR 192"
+_ASCII_EXTENDED = "ISO 2022 IR 6"  # what an empty first value of several means (PS3.3, C.12.1.1.2)
+_PARSED: Mapping[str, Callable[[Any], Any]] = {
+    "PatientBirthDate": DA,
+    "StudyDate": DA,
+    "StudyTime": TM,
+    "PatientSex": lambda value: ("M", "F", "O", "", None).index(value),
+}
+"""Copied values that highdicom looks into, and what raises where there is nothing to be seen in them."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,38 @@ class Algorithm:
     name: str
     version: str
     software: str
+
+
+def check(
+    source: Source,
+    class_names: Sequence[str],
+    algorithm: Algorithm,
+    codes: Mapping[str, SegmentCodes] | None = None,
+) -> None:
+    """See that a DICOM-SEG can be made of a series' headers, by making one of a single voxel that is written nowhere.
+
+    Headers that cannot be read are no matter of this function: whoever reads the series says what is wrong with them.
+
+    Parameters
+    ----------
+    source, class_names, algorithm, codes : as for `write`.
+
+    Raises
+    ------
+    DataError : the series' headers do not serve for a segmentation.
+    """
+    try:
+        datasets, order = _images(source)
+        rows, columns = int(datasets[0].Rows), int(datasets[0].Columns)
+    except DataError as error:
+        if isinstance(error, ReadError):
+            return
+        raise
+    except Exception:  # damaged
+        return
+    one = np.zeros((len(order), rows, columns), np.uint8)
+    one[0, 0, 0] = 1  # so that one frame alone is encoded
+    _segmentation(one, datasets, source, class_names, algorithm, codes)
 
 
 def write(
@@ -73,12 +117,26 @@ def write(
     ------
     DataError : the series' headers do not serve for a segmentation.
     """
-    import highdicom as hd
-    from pydicom.sr.codedict import codes as dictionary
-
     datasets, order = _images(source)
     frames = np.empty_like(classes)
     frames[order] = classes  # in the order of the headers
+    segmentation = _segmentation(frames, datasets, source, class_names, algorithm, codes)
+    with _quiet():
+        segmentation.save_as(path)
+
+
+def _segmentation(
+    frames: npt.NDArray[np.uint8],
+    datasets: list[Dataset],
+    source: Source,
+    class_names: Sequence[str],
+    algorithm: Algorithm,
+    codes: Mapping[str, SegmentCodes] | None,
+) -> Any:
+    """The object; `frames` are in the order of the headers."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes as dictionary
+
     identification = hd.AlgorithmIdentificationSequence(
         name=algorithm.name, family=dictionary.cid7162.ArtificialIntelligence, version=algorithm.version
     )
@@ -97,7 +155,7 @@ def write(
         )
     with _quiet():
         try:
-            segmentation = hd.seg.Segmentation(
+            return hd.seg.Segmentation(
                 source_images=datasets,
                 pixel_array=frames,
                 segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
@@ -119,7 +177,6 @@ def write(
                 f"image {source.name}: its headers do not serve for a DICOM-SEG ({reason_of(error)}). Export the "
                 "series as it was acquired, or convert it to NIfTI."
             ) from error
-        segmentation.save_as(path)
 
 
 def _images(source: Source) -> tuple[list[Dataset], list[int]]:
@@ -136,14 +193,49 @@ def _images(source: Source) -> tuple[list[Dataset], list[int]]:
             f"image {source.name}: several files of several frames, which a DICOM-SEG cannot be drawn on. Export the "
             "series as one file, or as one a slice."
         )
-    order = stack_planes([frame.plane for own in frames for frame in own]).order
+    stack = stack_planes([frame.plane for own in frames for frame in own])
+    order = stack.order
     for dataset in datasets:
-        for keyword in _COPIED:
-            if keyword not in dataset:
-                setattr(dataset, keyword, None if keyword != "PatientID" else "")
+        _make_fit(dataset)
+        if "ImagePositionPatient" in dataset and "SliceThickness" not in dataset:  # which may be empty; highdicom asks
+            dataset.SliceThickness = f"{stack.spacing[0]:.6g}"
     if len(datasets) == 1:
         return datasets, order
     return [datasets[index] for index in order], list(range(len(order)))
+
+
+def _make_fit(dataset: Dataset) -> None:
+    """Changes what is legal in a header, or common, and highdicom does not take: an empty value counts as absent."""
+    with _quiet():
+        _name_character_set(dataset)
+    for element in [element for element in dataset if element.is_empty]:
+        del dataset[element.tag]
+    for keyword, kind in _PARSED.items():
+        try:
+            kind(dataset.get(keyword))
+        except (ValueError, TypeError):  # archives and anonymizers write such as "00000000", or UNKNOWN for the sex
+            del dataset[keyword]
+    for keyword in _COPIED:
+        if keyword not in dataset:
+            setattr(dataset, keyword, None if keyword != "PatientID" else "")
+
+
+def _name_character_set(dataset: Dataset) -> None:
+    """States the character set by a name of the standard; text of one that has none becomes UTF-8."""
+    import highdicom as hd
+
+    stated = dataset.get("SpecificCharacterSet")
+    names = [str(name or "").strip() for name in (stated if isinstance(stated, MultiValue) else [stated])]
+    if not any(names):
+        dataset.pop("SpecificCharacterSet", None)
+        return
+    if len(names) > 1:
+        names[0] = names[0] or _ASCII_EXTENDED
+    known = {value.value for value in hd.SpecificCharacterSetValues}
+    if not known.issuperset(names):
+        dataset.decode()
+        names = [_UNICODE]
+    dataset.SpecificCharacterSet = names if len(names) > 1 else names[0]
 
 
 def _measures_of(dataset: Dataset) -> Any:

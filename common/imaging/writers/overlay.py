@@ -1,4 +1,4 @@
-"""A picture of a segmentation: the outline of every class or object in colour over the image."""
+"""A picture of a segmentation: the outline of every class or object in colour over the image, and a legend below."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ SHORTEST = 1024
 _LOW, _HIGH = 0.5, 99.5
 _MOST_STRETCHED = 8.0
 _GAP = 4
-# Told apart on grey by people who do not tell red from green: Okabe and Ito, "Color Universal Design", 2008.
-_COLOURS = np.array(
-    [(230, 159, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (213, 94, 0), (204, 121, 167)], np.uint8
+# Told apart on grey by people who do not tell red from green: Okabe and Ito, "Color Universal Design", 2008. What comes
+# after the sixth has them paler, then darker.
+_SIX = np.array(
+    [(230, 159, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (213, 94, 0), (204, 121, 167)], np.float32
 )
+_COLOURS = np.concatenate([_SIX, _SIX * 0.45 + 255 * 0.55, _SIX * 0.55]).astype(np.uint8)
 # From little to much; lighter all the way, so that it reads without colours too. The outline is not among them.
 _HEAT = np.array([(70, 0, 110), (190, 30, 80), (240, 110, 30), (255, 225, 90)], np.float32)
 _MOST_HEAT = 0.85
@@ -50,8 +52,13 @@ class Plane:
     heat: npt.NDArray[np.float32] | None = None
 
 
-def write(path: Path, planes: Sequence[Plane]) -> None:
-    """Write a PNG of planes beside each other, of one scale; grey goes from the 0.5th to the 99.5th percentile."""
+def write(path: Path, planes: Sequence[Plane], legend: Sequence[str] = ()) -> None:
+    """Write a PNG of planes beside each other, of one scale; grey goes from the 0.5th to the 99.5th percentile.
+
+    Parameters
+    ----------
+    legend : what the labels 1, 2, ... are; a strip below the planes has the colour and the name of each. None for none.
+    """
     import imagecodecs
 
     finest = min(min(plane.spacing) for plane in planes)
@@ -79,6 +86,8 @@ def write(path: Path, planes: Sequence[Plane]) -> None:
         top = (height - picture.shape[0]) // 2
         canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
         left += picture.shape[1] + _GAP
+    if legend:
+        canvas = _above_legend(canvas, legend)
     path.write_bytes(bytes(imagecodecs.png_encode(canvas)))
 
 
@@ -139,6 +148,32 @@ def _draw(plane: Plane, values: npt.NDArray[np.float32], shape: Sequence[int], l
     else:
         picture[border] = _COLOURS[(labels[border] - 1) % len(_COLOURS)]
     return picture
+
+
+def _above_legend(picture: Pixels, names: Sequence[str]) -> Pixels:
+    """The picture with a strip below it: a square of each name's colour, and the name."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = int(np.clip(picture.shape[1] // 50, 16, 32))
+    font = ImageFont.load_default(size)
+    lengths = [round(font.getlength(name)) for name in names]
+    width = max(picture.shape[1], min(max(lengths) + 3 * size, LONGEST))
+    places, row, left = [], 0, size // 2
+    for length in lengths:
+        if left > size // 2 and left + length + 2 * size > width:
+            row, left = row + 1, size // 2
+        places.append((row, left))
+        left += length + 3 * size
+    line = size * 3 // 2
+    strip = Image.new("RGB", (width, (row + 1) * line + size // 2))
+    pen = ImageDraw.Draw(strip)
+    for index, (name, (row, left)) in enumerate(zip(names, places, strict=True)):
+        top = row * line + size // 2
+        red, green, blue = (int(value) for value in _COLOURS[index % len(_COLOURS)])
+        pen.rectangle((left, top, left + size - 1, top + size - 1), fill=(red, green, blue))
+        pen.text((left + size * 3 // 2, top + size // 2), name, font=font, anchor="lm", fill=(255, 255, 255))
+    wide = np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)))
+    return np.concatenate([wide, np.asarray(strip, np.uint8)])
 
 
 def _heated(picture: Pixels, heat: npt.NDArray[np.float32]) -> Pixels:

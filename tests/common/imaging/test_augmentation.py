@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from scipy import ndimage
 
-from common.imaging.augmentation import VALUE_CHANGES, ValueChange, augment, elastic
+from common.imaging.augmentation import VALUE_CHANGES, ValueChange, augment, chain, elastic
 from common.study import AUGMENTATIONS
 
 BATCH = 400
@@ -262,7 +262,7 @@ def test_every_augmentation_keeps_shapes_types_classes_and_finite_values(names: 
     for shape in SHAPES:
         images = tf.constant(rng.normal(size=shape), tf.float32)
         labels = tf.constant(rng.integers(0, 3, shape[:-1]), tf.uint8)
-        for through_plane in (True, False):
+        for through_plane in (True, False) if {"rotate", "elastic"} & set(names) and len(shape) == 5 else (True,):
             new_images, new_labels = augment(images, labels, tf.constant(SEED), names, through_plane=through_plane)
             assert (new_images.shape, new_images.dtype) == (images.shape, tf.float32)
             assert (new_labels.shape, new_labels.dtype) == (labels.shape, tf.uint8)
@@ -377,16 +377,11 @@ def test_the_seed_alone_decides_in_a_graph_and_in_a_parallel_dataset(shape: tupl
     assert not np.array_equal(alone[0][0], step(images[0], labels[0], tf.constant(1, tf.int64))[0])
 
 
-@pytest.mark.parametrize("name", ["elastic", *(step.name for step in VALUE_CHANGES)])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_every_operation_has_the_same_bits_in_a_graph_and_in_a_dataset(name: str) -> None:
-    change = next((step.change for step in VALUE_CHANGES if step.name == name), None)
-
     def vary(images: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        seed = tf.stack([11, tf.cast(number, tf.int32)])
-        if change is not None:
-            return change(images, seed)
         labels = tf.zeros(tf.shape(images)[:-1], tf.uint8)
-        return elastic.deform(images, labels, seed, True, probability=1.0)[0]
+        return augment(images, labels, tf.stack([11, tf.cast(number, tf.int32)]), (name,), always=True)[0]
 
     for shape in ((3, 4, 16, 16, 3), (3, 2, 6, 12, 10, 3)):
         images = tf.constant(np.random.default_rng(0).normal(size=shape), tf.float32)
@@ -396,8 +391,9 @@ def test_every_operation_has_the_same_bits_in_a_graph_and_in_a_dataset(name: str
         )
         for number, batch in enumerate(mapped):
             assert np.array_equal(batch, graph(images[number], tf.constant(number, tf.int64)))
-            # Eagerly each operation is rounded by itself, where a graph may join several.
-            np.testing.assert_allclose(batch, vary(images[number], tf.constant(number)), atol=1e-5)
+            # TensorFlow may simplify a graph before it is compiled, which changes last bits.
+            close = 1e-4 if name in ("rotate", "scale") else 1e-5
+            np.testing.assert_allclose(batch, vary(images[number], tf.constant(number)), atol=close)
 
 
 def test_adding_an_augmentation_does_not_change_what_the_others_draw() -> None:
@@ -406,3 +402,28 @@ def test_adding_an_augmentation_does_not_change_what_the_others_draw() -> None:
     assert np.array_equal(run(image, label, ("rotate",))[1], run(image, label, ("noise", "gamma", "rotate"))[1])
     others = tuple(name for name in AUGMENTATIONS if name not in ("flip", "scale", "elastic"))
     assert np.array_equal(run(image, label, ("rotate",))[1], run(image, label, others)[1])
+
+
+@pytest.mark.parametrize("names", [("flip", "rotate", "scale", "elastic"), AUGMENTATIONS], ids="+".join)
+@pytest.mark.parametrize("shape", [(6, 16, 16, 3), (4, 6, 12, 10, 1)], ids=["2d", "3d"])
+def test_without_a_compiler_the_same_comes_out(
+    shape: tuple[int, ...], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not chain.compiler_is_there():
+        pytest.skip("this TensorFlow cannot compile for the CPU")
+    images = tf.constant(np.random.default_rng(0).normal(size=shape), tf.float32)
+    labels = tf.cast(images[..., 0] > 0, tf.uint8)
+    compiled = augment(images, labels, tf.constant(SEED), names)
+    monkeypatch.setattr(chain, "compiler_is_there", lambda: False)
+    plain = augment(images, labels, tf.constant(SEED), names)
+    np.testing.assert_allclose(compiled[0], plain[0], atol=1e-3)
+    assert (compiled[1].numpy() != plain[1].numpy()).mean() < 1e-2  # a coordinate on the edge between two voxels
+
+
+def test_an_example_does_not_depend_on_the_values_of_its_neighbours_in_the_batch() -> None:
+    images = np.random.default_rng(0).normal(size=(6, 16, 24, 3)).astype(np.float32)
+    labels = tf.zeros(images.shape[:-1], tf.uint8)
+    together = augment(tf.constant(images), labels, tf.constant(SEED), AUGMENTATIONS)[0].numpy()
+    images[[0, 2, 3]] = np.nan
+    alone = augment(tf.constant(images), labels, tf.constant(SEED), AUGMENTATIONS)[0].numpy()
+    assert np.array_equal(together[[1, 4, 5]], alone[[1, 4, 5]])

@@ -47,6 +47,21 @@ OME = {
 STACK = {"axes": "ZYX", "PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 1.5}
 TIFFS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "nothing stated": ((20, 30), {}),
+    "per centimetre, of 1 um": ((20, 30), {"resolution": (10000, 10000), "resolutionunit": 3}),
+    "ome of 1 um": ((20, 30), {"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}}),
+    "ome of 1 um along one axis": ((20, 30), {"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 1.0}}),
+    "ome that states nothing": ((20, 30), {"ome": True, "metadata": {"axes": "YX"}}),
+    "ome stack of 1 um": (
+        (5, 20, 30),
+        {"ome": True, "metadata": {"axes": "ZYX", **{f"PhysicalSize{axis}": 1.0 for axis in "ZYX"}}},
+    ),
+    "ome stack without a distance of slices": (
+        (5, 20, 30),
+        {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}},
+    ),
+    "imagej of 1 um": ((20, 30), {"imagej": True, "resolution": (1, 1), "metadata": {"axes": "YX", "unit": "um"}}),
+    "imagej that states nothing": ((20, 30), {"imagej": True, "metadata": {"axes": "YX"}}),
+    "shaped of 1 um": ((20, 30), {"metadata": {"axes": "YX", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}}),
     "per centimetre": ((20, 30), {"resolution": (40000, 20000), "resolutionunit": 3}),
     "per inch": ((20, 30), {"resolution": (72, 72), "resolutionunit": 2}),
     "ome": ((20, 30), {"ome": True, "metadata": OME}),
@@ -70,15 +85,63 @@ def test_a_tiff_keeps_the_pixel_size_of_its_image(tmp_path: Path, kind: str, dty
     tifffile.imwrite(source, np.zeros(shape, np.uint8), **options)
     image = read_image(source, 3 if len(shape) == 3 and kind != "rgb" else 2)
     classes = some_classes(image.shape, dtype)
-    tiff.write(path, classes, image.spacing, source)
+    tiff.write(path, classes, image.spacing, source, is_stated=image.stated != "nothing")
     label = read_label(path, 2 if image.shape[0] == 1 else 3)
     assert np.array_equal(label.array[..., 0], classes)
     assert label.spacing == pytest.approx(image.spacing, rel=1e-6)
+    assert label.stated == image.stated
     assert tiff.is_ome(path) == tiff.is_ome(source) == kind.startswith("ome")
     if kind.startswith("per"):  # a resolution for printers is kept too, though it is no measurement
         with tifffile.TiffFile(path) as written, tifffile.TiffFile(source) as read:
             assert written.pages.first.resolution == pytest.approx(read.pages.first.resolution)
             assert written.pages.first.resolutionunit == read.pages.first.resolutionunit
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TIFFS if kind.startswith("ome")])
+def test_an_ome_tiff_states_the_axes_that_its_image_states(tmp_path: Path, kind: str) -> None:
+    shape, options = TIFFS[kind]
+    source, path = tmp_path / "image.ome.tif", tmp_path / "seg.ome.tif"
+    tifffile.imwrite(source, np.zeros(shape, np.uint8), **options)
+    image = read_image(source, len(shape))
+    tiff.write(path, some_classes(image.shape), image.spacing, source, is_stated=image.stated != "nothing")
+    with tifffile.TiffFile(path) as written:
+        pixels = tifffile.xml2dict(written.ome_metadata or "")["OME"]["Image"]["Pixels"]
+    stated = {axis for axis in "ZYX" if f"PhysicalSize{axis}" in options["metadata"]}
+    assert {axis for axis in "ZYX" if f"PhysicalSize{axis}" in pixels} == stated
+    for axis, size in zip("ZYX", image.spacing, strict=True):
+        if axis in stated:
+            assert pixels[f"PhysicalSize{axis}"] == pytest.approx(size)
+            assert pixels[f"PhysicalSize{axis}Unit"] == "µm"
+
+
+@pytest.mark.parametrize("kind", ["ome stack", "imagej", "imagej stack", "plain stack", "rgb"])
+def test_a_tiff_is_written_strip_by_strip_in_another_type(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiff, "_STRIP", 300)  # five rows of 30 numbers of two bytes
+    monkeypatch.setattr(tiff, "_DONE", 100)
+    shape, options = TIFFS[kind]
+    source, path = tmp_path / "image.tif", tmp_path / "seg.tif"
+    tifffile.imwrite(source, np.zeros(shape, np.uint8), **options)
+    image = read_image(source, 3 if len(shape) == 3 and kind != "rgb" else 2)
+    labels = np.random.default_rng(1).integers(0, 65536, image.shape).astype(np.int32)
+    calls: list[None] = []
+    tiff.write(
+        path,
+        labels,
+        image.spacing,
+        source,
+        is_stated=image.stated != "nothing",
+        dtype=np.uint16,
+        done=lambda: calls.append(None),
+    )
+    assert np.array_equal(tifffile.imread(path).reshape(labels.shape), labels)
+    with tifffile.TiffFile(path) as written:
+        assert written.pages.first.dtype == np.uint16
+        assert bool(written.is_imagej) == kind.startswith("imagej")
+        if not kind.startswith("imagej"):
+            assert written.pages.first.rowsperstrip == 5
+    assert len(calls) == labels.size // 150
 
 
 # NIfTI
@@ -204,6 +267,66 @@ def test_headers_that_do_not_serve_are_an_error_of_the_data(
         )
 
 
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "SpecificCharacterSet", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+        "AccessionNumber", "ReferringPhysicianName", "SliceThickness", "SeriesNumber", "PositionReferenceIndicator",
+        "StudyDescription",
+    ],
+)  # fmt: skip
+def test_an_empty_value_of_a_header_counts_as_absent(
+    tmp_path: Path, write_series: Callable[..., list[Path]], keyword: str
+) -> None:
+    def edit(dataset: Dataset, z: int) -> None:
+        setattr(dataset, keyword, None)
+
+    write_series(tmp_path / "series", np.zeros((3, 8, 9), np.int16), OBLIQUE, edit=edit)
+    source = Source(tmp_path / "series")
+    image = read_image(source, 3)
+    dicom_seg.check(source, ["a", "b"], ALGORITHM)
+    dicom_seg.write(tmp_path / "seg.dcm", some_classes(image.shape), source, ["a", "b"], ALGORITHM)
+    assert np.array_equal(read_label(tmp_path / "seg.dcm", 3, grid=image).array[..., 0], some_classes(image.shape))
+
+
+@pytest.mark.parametrize(
+    ("stated", "name", "written"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎", ["ISO 2022 IR 6", "ISO 2022 IR 87"]),
+        ("ISO-IR 100", "Müller^Jürgen", "ISO_IR 192"),
+        ("ISO_IR 100", "Müller^Jürgen", "ISO_IR 100"),
+    ],
+)
+def test_names_keep_their_letters_whatever_the_character_set_is_called(
+    tmp_path: Path, write_series: Callable[..., list[Path]], stated: Any, name: str, written: Any
+) -> None:
+    def edit(dataset: Dataset, z: int) -> None:
+        dataset.SpecificCharacterSet, dataset.PatientName = stated, name
+        dataset.PatientBirthDate, dataset.StudyTime, dataset.PatientSex = "00000000", "25:61", "U"
+
+    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    try:
+        write_series(tmp_path / "series", np.zeros((3, 8, 9), np.int16), OBLIQUE, edit=edit)
+    finally:
+        pydicom.config.settings.writing_validation_mode = None
+    source = Source(tmp_path / "series")
+    dicom_seg.write(tmp_path / "seg.dcm", some_classes((3, 8, 9)), source, ["a", "b"], ALGORITHM)
+    segmentation = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert str(segmentation.PatientName) == name
+    assert segmentation.SpecificCharacterSet == written
+    assert not segmentation.PatientSex
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the shared data are not here")
+def test_a_clinical_series_with_an_empty_character_set_is_written(tmp_path: Path) -> None:
+    source = Source(DATA / "dicom_seg" / "segmentations" / "ct-3slice")
+    image = read_image(source, 3)
+    classes = some_classes(image.shape)
+    dicom_seg.check(source, ["tumour", "oedema"], ALGORITHM)
+    dicom_seg.write(tmp_path / "seg.dcm", classes, source, ["tumour", "oedema"], ALGORITHM)
+    assert np.array_equal(read_label(tmp_path / "seg.dcm", 3, grid=image).array[..., 0], classes)
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="the shared data are not here")
 def test_a_dicom_seg_of_a_clinical_series_is_read_back() -> None:
     import tempfile
@@ -256,6 +379,26 @@ def test_run_lengths_give_the_mask_back(height: int, width: int, seed: int, dens
 
 
 # Pictures
+
+
+def test_a_legend_below_an_overlay_has_the_colour_and_name_of_every_class(tmp_path: Path) -> None:
+    image = np.full((40, 600, 1), 100, np.uint8)
+    labels = np.zeros((40, 600), np.uint8)
+    labels[5:30, 5:30], labels[5:30, 50:80] = 1, 2
+    planes = [overlay.Plane(image, labels, (1.0, 1.0))]
+    overlay.write(tmp_path / "bare.png", planes)
+    overlay.write(tmp_path / "a.png", planes, ["liver", "a tumour"])
+    bare, picture = (imagecodecs.png_decode((tmp_path / name).read_bytes()) for name in ("bare.png", "a.png"))
+    assert picture.shape[1] == bare.shape[1]
+    assert np.array_equal(picture[: bare.shape[0]], bare)
+    strip = picture[bare.shape[0] :]
+    colours = {tuple(colour) for colour in strip.reshape(-1, 3).tolist()}
+    assert {tuple(colour) for colour in overlay._COLOURS[:2].tolist()} <= colours
+    assert (255, 255, 255) in colours, "the names"
+    assert len({tuple(colour) for colour in overlay._COLOURS.tolist()}) == 18
+    many = [f"class number {number}" for number in range(30)]
+    overlay.write(tmp_path / "many.png", planes, many)
+    assert imagecodecs.png_decode((tmp_path / "many.png").read_bytes()).shape[0] > picture.shape[0]
 
 
 def test_an_overlay_outlines_what_was_found(tmp_path: Path) -> None:

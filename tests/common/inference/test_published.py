@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,11 +79,43 @@ def test_what_is_missing_is_named(version: Path, tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="the manifest names this file, which is not there"):
         open_published(version)
     (version / "study.yaml").unlink()
-    with pytest.raises(PublishError, match=r"study\.yaml: damaged or changed"):
+    with pytest.raises(PublishError, match=r"study\.yaml: is not there; copy the version's folder again"):
         open_published(version, "float32")
     (version / "other.tflite").write_bytes(b"x")
     with pytest.raises(PublishError, match="does not name this file"):
         open_published(version / "other.tflite")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.tensors", "model_explain.tflite"])
+def test_a_file_that_does_not_segment_is_told_from_those_that_do(version: Path, name: str) -> None:
+    manifest = json.loads((version / "manifest.json").read_text())
+    manifest["explanation"] = {"file": "model_explain.tflite", "sha256": "00"}
+    (version / "manifest.json").write_text(json.dumps(manifest))
+    if name != "manifest.json":
+        (version / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match=rf"{name}: no .tflite that segments; give one of model_float32\.tflite, "):
+        open_published(version / name)
+
+
+def test_a_file_that_may_not_be_read_is_a_matter_of_rights(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def closed(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.suffix == ".tflite":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(PublishError, match=r"tflite: cannot be read \(Permission denied\); check its rights$"):
+        open_published(version)
+
+
+def test_a_run_folder_names_its_newest_version(tmp_path: Path, tiny_study: Callable[..., Study]) -> None:
+    for name in ("v2", "v10"):
+        write_version(tmp_path / "run" / "published" / name, tiny_study(), {"float32": b"x"})
+    for folder in (tmp_path / "run", tmp_path / "run" / "published"):
+        with pytest.raises(UsageError, match=r"holds published versions, and is none itself; give .*/published/v10,"):
+            open_published(folder)
 
 
 def test_what_wardround_did_not_publish_is_refused(tmp_path: Path) -> None:

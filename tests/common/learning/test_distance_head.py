@@ -13,6 +13,7 @@ from common.imaging.augmentation import augment
 from common.imaging.distance import encode_distance
 from common.learning.graph import to_numpy
 from common.learning.plan import StudyPlan, build_plan
+from common.metrics.losses import dice_cross_entropy
 from common.models import build_network, probabilities
 from common.study import AUGMENTATIONS, Study
 
@@ -69,7 +70,19 @@ def test_rounds_of_a_study_lower_the_loss_and_learn_both_maps(plan: StudyPlan, s
     assert maps.shape == (2, 16, 16, 2)
     inside = labels > 0
     assert maps[..., 0][inside].mean() > maps[..., 0][~inside].mean() + 0.2
-    assert maps[..., 1][inside].mean() > maps[..., 1][~inside].mean()
+    deep, edge = labels > 180, inside & (labels < 90)
+    assert maps[..., 1][deep].mean() > maps[..., 1][edge].mean() + 0.1 > maps[..., 1][~inside].mean()
+
+
+def test_the_plan_trains_on_the_loss_of_both_maps(plan: StudyPlan, study: Study) -> None:
+    images, labels = touching_squares()
+    weights = to_numpy(plan.train.initialize())
+    broadcast = to_numpy(plan.train.prepare(*weights))
+    logits = build_network(study)([tf.constant(leaf) for leaf in broadcast if leaf.ndim], tf.constant(images))
+    expected = float(dice_cross_entropy(logits, tf.constant(labels), head="distance"))
+    sent = to_numpy(plan.train.work(tf.data.Dataset.from_tensors((images, labels)), broadcast))
+    sums = [float(leaf) for leaf in sent if not leaf.ndim]
+    assert any(found == pytest.approx(expected, rel=1e-4) for found in sums), (expected, sums)
 
 
 def test_validation_counts_encoded_labels_as_foreground(plan: StudyPlan, study: Study) -> None:

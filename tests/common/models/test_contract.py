@@ -92,8 +92,8 @@ def test_a_step_along_the_gradient_lowers_the_loss_and_reaches_every_weight(
         missing = [spec.name for spec, found in zip(network.trainable, gradients, strict=True) if found is None]
         assert not missing
         assert len(measured) == len(network.statistics)
-        # So long a step that the loss would fall by a hundredth if it were linear.
-        rate = 0.01 * loss / tf.square(tf.linalg.global_norm(gradients))
+        # So long a step that the loss would fall by a thousandth if it were linear.
+        rate = 0.001 * loss / tf.square(tf.linalg.global_norm(gradients))
         weights[: len(trained)] = [weight - rate * slope for weight, slope in zip(trained, gradients, strict=True)]
         losses.append(float(loss))
     assert losses[1] < losses[0]

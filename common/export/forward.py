@@ -1,4 +1,4 @@
-"""A round's weights as a function of tiles, run by TensorFlow."""
+"""Weights as a function of tiles, run by TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from common.imaging.sliding_window import Predict
 from common.study import Study
-from server.evaluation.holdout import Predict
 
 if TYPE_CHECKING:
     from common.models.network import Network
