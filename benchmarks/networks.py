@@ -59,6 +59,7 @@ from benchmarks._pooled import (
 from benchmarks._report import RESULTS, median, report
 from common.errors import DataError
 from common.export.conversion import convert
+from common.export.figures import median_seconds
 from common.imaging.sliding_window import Predict
 from common.inference.lite import LiteModel
 from common.learning.runtime import configure_tensorflow
@@ -269,7 +270,7 @@ def published(data: Data, network: Any, weights: Sequence[Any], threads: int, re
     study = data.study
     tile = study.publishing.tile
     padded = pad_to(prepare(study, data.validation[0].stored), tile, mode="edge")
-    batch = np.ascontiguousarray(padded[tuple(slice(size) for size in tile)][np.newaxis], np.float32)
+    tile_of_image = np.ascontiguousarray(padded[tuple(slice(size) for size in tile)], np.float32)
     row: Row = {}
     models: dict[str, LiteModel] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -279,16 +280,11 @@ def published(data: Data, network: Any, weights: Sequence[Any], threads: int, re
             path.write_bytes(content)
             models[variant] = LiteModel(path)
             row[f"bytes_{variant}"] = len(content)
-        seconds: dict[str, list[float]] = {variant: [] for variant in models}
-        for _ in range(repetitions + 1):
-            for variant, model in models.items():
-                started = time.perf_counter()
-                model(batch)
-                seconds[variant].append(time.perf_counter() - started)
+        seconds = median_seconds(models, tile_of_image, repetitions)
         measured = functools.partial(_evaluated, study, models["dynamic_range"])
         dice = [value for value, _ in each_case(data.holdout, threads, measured)]
     row["holdout_file"] = round(float(np.nanmean(dice)), 4)
-    return row | {f"latency_{variant}": round(1e3 * median(times[1:]), 1) for variant, times in seconds.items()}
+    return row | {f"latency_{variant}": round(1e3 * taken, 1) for variant, taken in seconds.items()}
 
 
 # The tables. -------------------------------------------------------------------------------------------------------

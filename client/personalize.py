@@ -19,6 +19,7 @@ import numpy as np
 
 from client.datasets import SiteDataset
 from common.errors import DataError, UsageError
+from common.export.figures import json_ready
 from common.export.forward import ForwardPass
 from common.imaging.patches import IGNORED
 from common.imaging.sliding_window import Predict
@@ -209,7 +210,7 @@ def mean_dice(of_classes: Mapping[str, float]) -> float:
 
 def report_of(result: Personalized, folder: Path | None) -> dict[str, Any]:
     """What the command prints: plain values; `folder` is that of the personal model, None where it was not kept."""
-    shown = {"before": _plain(result.mean_before), "after": _plain(result.mean_after)}
+    shown = {"before": json_ready(result.mean_before), "after": json_ready(result.mean_after)}
     return {
         "study": result.base.study.name,
         "version": result.base.version,
@@ -217,16 +218,13 @@ def report_of(result: Personalized, folder: Path | None) -> dict[str, Any]:
         "validation_cases": result.validation_cases,
         "dice": shown,
         "class": {
-            name: {"before": _plain(result.before[name]), "after": _plain(result.after[name])} for name in result.before
+            name: {"before": json_ready(result.before[name]), "after": json_ready(result.after[name])}
+            for name in result.before
         },
-        "gain": _plain(result.mean_after - result.mean_before),
+        "gain": json_ready(result.mean_after - result.mean_before),
         "kept": folder is not None,
         "folder": str(folder) if folder is not None else None,
     }
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else round(value, 6)
 
 
 def refuse_existing(out: Path) -> None:

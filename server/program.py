@@ -104,12 +104,9 @@ async def run_study(
             evaluate_holdout(_tensors(weights)) if evaluate_holdout is not None else _nothing(),
         )
         score = validation.get("dice")
-        better = score is None or is_no_worse(score, float(program["highest"]))
+        better = best_after(program, number, score)
         program["state"] = state
-        if better:
-            program["best_round"] = np.int32(number)
-            program["best_score"] = np.float32(-1.0 if score is None else score)
-            program["highest"] = max(program["highest"], program["best_score"])
+        program.update(better)
         if (better and score is not None) or number == rounds:
             await releases.model.release(_tensors(weights), number)
         row = collections.OrderedDict(annotate(number), train=metrics["client_work"]["train"])
@@ -128,9 +125,17 @@ async def run_study(
     return Outcome(rounds, int(program["best_round"]), _score(program))
 
 
-def is_no_worse(score: float, highest: float) -> bool:
-    """Whether a round of this validation Dice becomes the best, where the highest so far is that (-1 at first)."""
-    return score > highest - NO_WORSE
+def best_after(program: Mapping[str, Any], number: int, score: float | None) -> Mapping[str, Any]:
+    """What a round changes of "best_round", "best_score" (its own) and "highest" (of all so far, -1 at first).
+
+    Nothing where it is worse by `NO_WORSE` or more; a round without a score, as sites do not validate, is never worse.
+    """
+    if score is None:
+        return {"best_round": np.int32(number)}
+    if score <= program["highest"] - NO_WORSE:
+        return {}
+    own = np.float32(score)
+    return {"best_round": np.int32(number), "best_score": own, "highest": max(program["highest"], own)}
 
 
 async def _save(

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from server.program import is_no_worse
+from server.program import best_after
 
 
-def chosen(scores: Sequence[float]) -> int:
-    """The round, from 1, that the program's rule chooses."""
-    best, highest = 0, -1.0
+def chosen(scores: Sequence[float | None]) -> tuple[int, float]:
+    """The round that the program goes through these scores with as the best, and its score."""
+    program = {"best_round": 0, "best_score": -1.0, "highest": -1.0}
     for number, score in enumerate(scores, start=1):
-        if is_no_worse(score, highest):
-            best, highest = number, max(highest, score)
-    return best
+        program |= best_after(program, number, score)
+    return int(program["best_round"]), float(program["best_score"])
 
 
 @pytest.mark.parametrize(
@@ -30,4 +29,8 @@ def chosen(scores: Sequence[float]) -> int:
     ],
 )
 def test_of_rounds_that_differ_by_chance_the_last_is_taken(scores: Sequence[float], expected: int) -> None:
-    assert chosen(scores) == expected
+    assert chosen(scores) == (expected, pytest.approx(scores[expected - 1]))
+
+
+def test_where_sites_do_not_validate_the_last_round_is_taken() -> None:
+    assert chosen([None, None, None]) == (3, -1.0)

@@ -15,6 +15,7 @@ from common.errors import StudyError
 from common.inference.lite import LiteModel
 from common.metrics.losses import dice_cross_entropy
 from common.models import build_network, outputs_of, probabilities
+from common.models.layers import LOGIT_SCALE
 from common.network_traits import NETWORKS
 from common.study import Study
 from server.publishing.conversion import LARGEST_DIFFERENCE, convert
@@ -97,6 +98,16 @@ def test_a_step_along_the_gradient_lowers_the_loss_and_reaches_every_weight(
         weights[: len(trained)] = [weight - rate * slope for weight, slope in zip(trained, gradients, strict=True)]
         losses.append(float(loss))
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(("name", "encoder", "dimensions"), EVERY_NETWORK)
+def test_answers_are_undecided_at_the_start(
+    tensorflow: None, study_of: MakeStudy, name: str, encoder: str | None, dimensions: int
+) -> None:
+    study = study_of(name, encoder, dimensions)
+    network = build_network(study)
+    images = tf.random.stateless_normal((2, *study.preprocessing.patch, 1), (1, 2))
+    assert float(tf.math.reduce_std(network(network.initial_weights(1), images))) < 3 * LOGIT_SCALE
 
 
 @pytest.mark.parametrize("name", [name for name, traits in NETWORKS.items() if 3 not in traits.dimensions])
