@@ -189,7 +189,7 @@ def _coordinator(options: argparse.Namespace) -> None:
         return {"publication": {"version": "none", "folder": "none"}}
 
     common.learning.plan.build_plan = build_and_hand_out
-    coordinator._report = instead_of_publishing  # type: ignore[assignment]
+    coordinator.publish_study = instead_of_publishing
     coordinator.run(study, run, coordinator.Setup("127.0.0.1:0", run.identity / "coordinator"))
 
     from server.state import load_weights
@@ -280,7 +280,7 @@ def _site(options: argparse.Namespace) -> None:
     address = parse_address(run.read_status()["address"])
     worker = ConstantWorker(plan, study.cohort.sites.index(options.name))
     identity = load_identity(run.identity / "sites" / options.name)
-    Agent(study.name, options.name, worker, address, identity).run()
+    Agent(study.name, options.name, worker, address, identity, run.path / "sites" / options.name).run()
     assert "tensorflow" not in sys.modules
 
 

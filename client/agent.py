@@ -1,23 +1,32 @@
-"""The site's agent: dials the coordinator, holds the control stream, does its tasks, and reconnects for ever."""
+"""The site's agent: dials the coordinator, holds the control stream, does its tasks, and reconnects for ever.
+
+Its work outlives its line. A task is worked on in a thread of its own (`client.job`) while this one reconnects; the
+update is on disk before it is sent (`client.outbox`); what breaks off goes on where it was (`client.transfer`).
+"""
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import logging
+import os
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from client.control import Control, Ended, Said
 from client.datasets import Cancelled
-from client.transfer import BroadcastStore, join_scalars, upload
+from client.job import Job
+from client.tasks import KINDS, Tasks
 from client.work import Keeper, Worker
-from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError, WireError
+from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError
 from common.security.certificates import Identity
 from common.version import VERSION
 from common.wire import federation_pb2 as pb
@@ -31,13 +40,12 @@ from common.wire.channel import (
 )
 
 _log = logging.getLogger("wardround.site")
-_KINDS = {pb.TRAIN: "train", pb.EVALUATE: "evaluate"}
-_STAGES = {"train": "training", "evaluate": "evaluation"}
-_PROGRESS_SECONDS = 0.5
 _LONGEST_PAUSE = 10.0
 _SILENT_SECONDS = 60.0
-_TRIES = 3
-_T = TypeVar("_T")
+_REFUSALS = 3  # in a row, before what answers at an address that was never right counts as wrong
+_STOP_SECONDS = 1.0  # for the coordinator to hear that this site stops
+_CANCEL_SECONDS = 2.0  # for a batch under way to end, once this site stops
+_STOP = object()
 
 
 class Agent:
@@ -49,7 +57,8 @@ class Agent:
     site : this site's name, as in the study and its certificate.
     worker : does the work.
     address, identity : the coordinator's address and this site's certificate.
-    report : called with a few words whenever what the agent does changes.
+    folder : this site's own, for the broadcast and for the update that has no answer yet.
+    report : called with a few words whenever what the agent does changes; from several threads.
     """
 
     def __init__(
@@ -59,22 +68,44 @@ class Agent:
         worker: Worker,
         address: Address,
         identity: Identity,
-        report: Callable[[dict[str, Any]], None] = lambda status: None,
+        folder: Path,
+        report: Any = lambda status: None,
     ) -> None:
+        run = _run_of(identity)
         self._envelope = pb.Envelope(study=study, plan_digest=worker.digest, site=site)
         self._site = site
-        self._worker = worker.of_run(_run_of(identity)) if isinstance(worker, Keeper) else worker
+        self._worker = worker.of_run(run) if isinstance(worker, Keeper) else worker
         self._address = address
         self._identity = identity
         self._report = report
-        self._broadcasts = BroadcastStore()
+        self._process = os.urandom(16)
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._waiting: collections.deque[Any] = collections.deque()
         self._stopping = threading.Event()
+        self._tasks = Tasks(
+            self._envelope,
+            self._worker,
+            folder / "broadcast",
+            folder / "updates" / f"{study}-{worker.digest.hex()[:16]}-{run.hex()[:16]}",
+            stopping=self._stopping,
+            report=report,
+            done=self._events.put,
+        )
         self._channel: Any = None
         self._silent_until = 0.0  # by time.monotonic(); until then a failed dial is no news
+        self._welcomed = False
+        self._refusals = 0
+        self._paused = ""
 
     def stop(self) -> None:
         """Ends `run` soon, from another thread or a signal handler."""
         self._stopping.set()
+        self._events.put(_STOP)
+        timer = threading.Timer(_STOP_SECONDS, self._hang_up)  # where the line is stuck
+        timer.daemon = True
+        timer.start()
+
+    def _hang_up(self) -> None:
         channel = self._channel
         if channel is not None:
             channel.close()
@@ -92,43 +123,48 @@ class Agent:
         """
         self._report({"state": "connecting", "notice": ""})
         pause = 0.2
-        while not self._stopping.is_set():
-            started = time.monotonic()
-            try:
-                finished = self._attend()
-                if finished is not None:
-                    self._report({"state": "finished", "notice": finished})
-                    return finished
-            except grpc.RpcError as error:
-                if self._stopping.is_set():
-                    break
-                self._raise_if_final(error)
-                self._lost(connection_trouble(self._address, error.details() or str(error.code())))
-            except ValueError:  # gRPC's word for a channel that `stop` closed
-                if not self._stopping.is_set():
-                    raise
-            if time.monotonic() - started > 60:
-                pause = 0.2
-            self._stopping.wait(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, _LONGEST_PAUSE)
-        _log.info("%s: stopped; start it again with the same command to go on", self._site)
-        return ""
+        try:
+            while not self._stopping.is_set():
+                started = time.monotonic()
+                try:
+                    finished = self._attend()
+                    if finished is not None:
+                        self._report({"state": "finished", "notice": finished})
+                        return finished
+                except grpc.RpcError as error:
+                    if self._stopping.is_set():
+                        break
+                    self._raise_if_final(error)
+                    self._lost(connection_trouble(self._address, error.details() or str(error.code())))
+                except ValueError:  # gRPC's word for a channel that `stop` closed
+                    if not self._stopping.is_set():
+                        raise
+                if time.monotonic() - started > _LONGEST_PAUSE:
+                    pause = 0.2
+                self._stopping.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            _log.info("%s: stopped; start it again with the same command to go on", self._site)
+            return ""
+        finally:
+            self._tasks.cancel(_CANCEL_SECONDS)
 
     def _lost(self, words: str) -> None:
-        self._report({"state": "reconnecting", "notice": words})
+        if self._paused:
+            words = f"{self._paused}; {words}"
+        working = self._tasks.working
+        self._report({"notice": words} if working else {"state": "reconnecting", "notice": words})
         if time.monotonic() >= self._silent_until:
-            _log.info("%s; trying until it answers", words)
+            _log.info("%s; trying until it answers%s", words, ", and working meanwhile" if working else "")
             self._silent_until = time.monotonic() + _SILENT_SECONDS
 
     def _attend(self) -> str | None:
         """Holds one control stream; returns closing words, or None when the stream ended without any."""
-        outbox: queue.SimpleQueue[pb.SiteMessage | None] = queue.SimpleQueue()
         hello = pb.Hello(
             version=VERSION,
             training_cases=self._worker.training_cases,
             validation_cases=self._worker.validation_cases,
+            process=self._process,
         )
-        outbox.put(pb.SiteMessage(envelope=self._envelope, hello=hello))
         with grpc.secure_channel(
             str(self._address), channel_credentials(self._identity), options=CHANNEL_OPTIONS
         ) as channel:
@@ -136,27 +172,64 @@ class Agent:
             if self._stopping.is_set():  # `stop` may have closed the channel before this one
                 return None
             stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call]
-            stream = stub.Attend(_drain(outbox))
-            inbox = _Inbox(stream, self._check)
+            control = Control(stub, self._envelope, hello, self._check, self._events)
+            self._tasks.attend(control, stub)
             try:
-                while (received := inbox.next()) is not None:
-                    body, superseded = received
-                    if isinstance(body, pb.Finished):
-                        return str(body.reason)
-                    if isinstance(body, pb.Task):
-                        self._do(body, superseded, stub, outbox)
-                    elif isinstance(body, pb.Welcome):
-                        _log.info("connected to %s (version %s)", self._address, body.version)
-                        self._report({"state": "connected", "notice": ""})
-                        self._silent_until = 0.0
+                return self._follow(control)
             except (DataError, RunFolderError):
-                outbox.put(None)  # nothing more from here; the coordinator ends the stream when it has read the reason
-                inbox.ended.wait(_LONGEST_PAUSE)
+                control.finish(_LONGEST_PAUSE)  # the coordinator ends the stream when it has read the reason
                 raise
             finally:
-                outbox.put(None)
-                stream.cancel()
-        return None
+                self._tasks.attend(None, None)
+                control.close()
+
+    def _follow(self, control: Control) -> str | None:
+        while True:
+            event = self._next(control)
+            if event is _STOP:
+                control.say(leaving=pb.Leaving(reason="stopped by its operator"))
+                control.finish(_STOP_SECONDS)
+                return None
+            if isinstance(event, Job):
+                self._tasks.worked(event)
+            elif isinstance(event, Ended):
+                if event.error is not None:
+                    raise event.error
+                return None
+            elif isinstance(event.body, pb.Finished):
+                with contextlib.suppress(Cancelled):  # by `stop`
+                    self._tasks.finish()
+                    return str(event.body.reason)
+            elif isinstance(event.body, pb.Task):
+                try:
+                    self._tasks.begin(event.body, event.count)
+                except Cancelled:  # a newer message waits, or `stop`
+                    if not self._stopping.is_set():
+                        _log.info("round %d: given up, the coordinator has gone on", event.body.name.round)
+            elif isinstance(event.body, pb.Pausing):
+                self._paused = f"the coordinator has been stopped and will be back ({event.body.reason})"
+                _log.info("%s", self._paused)
+                self._report({"notice": self._paused})
+            elif isinstance(event.body, pb.Welcome):
+                _log.info("connected to %s (version %s)", self._address, event.body.version)
+                self._report({"notice": ""} if self._tasks.working else {"state": "connected", "notice": ""})
+                self._silent_until, self._welcomed, self._refusals, self._paused = 0.0, True, 0, ""
+
+    def _next(self, control: Control) -> Any:
+        """The next event; of tasks that wait, the newest is the one that counts."""
+        if not self._waiting:
+            self._waiting.append(self._events.get())
+        while not self._events.empty():
+            self._waiting.append(self._events.get())
+        if _STOP in self._waiting:
+            return _STOP
+        while True:
+            event = self._waiting.popleft() if self._waiting else self._events.get()
+            if isinstance(event, Said | Ended) and event.control is not control:
+                continue  # of a stream before this one
+            if isinstance(event, Said) and isinstance(event.body, pb.Task) and event.count != control.asked:
+                continue
+            return event
 
     def _check(self, message: pb.CoordinatorMessage) -> None:
         """The coordinator speaks to this site, of this study, by this plan."""
@@ -168,79 +241,10 @@ class Agent:
                 f"{self._envelope.plan_digest.hex()[:16]}; use the coordinator's study file and the same version "
                 "of Wardround"
             )
-
-    def _do(
-        self,
-        task: pb.Task,
-        superseded: threading.Event,
-        stub: Any,
-        outbox: queue.SimpleQueue[pb.SiteMessage | None],
-    ) -> None:
-        kind = _KINDS.get(task.name.kind)
-        if kind is None:
+        if message.WhichOneof("body") == "task" and message.task.name.kind not in KINDS:
             raise PlanMismatchError(
-                f"task of kind {task.name.kind}: not known to this version; install the coordinator's"
+                f"task of kind {message.task.name.kind}: not known to this version; install the coordinator's"
             )
-        number = task.name.round
-        keeper = self._worker if kind == "train" and isinstance(self._worker, Keeper) else None
-        last = 0.0
-
-        def say(stage: str, batch: int = 0, batches: int = 0) -> None:
-            progress = pb.Progress(task=task.name, stage=stage, batch=batch, batches=batches)
-            outbox.put(pb.SiteMessage(envelope=self._envelope, progress=progress))
-            self._report({"state": stage, "round": number, "batch": batch, "batches": batches})
-
-        def on_batch(batch: int, batches: int) -> None:
-            nonlocal last
-            if superseded.is_set() or self._stopping.is_set():
-                raise Cancelled
-            if batch in (1, batches) or time.monotonic() - last >= _PROGRESS_SECONDS:
-                last = time.monotonic()
-                say(_STAGES[kind], batch, batches)
-
-        try:
-            say("download")
-            tensors = _again_if_damaged(lambda: self._broadcasts.fetch(stub, self._envelope, task))
-            broadcast = join_scalars(tensors, task.scalars, self._worker.expected(kind))
-            say(_STAGES[kind])
-            started = time.monotonic()
-            update = self._worker.work(kind, number, broadcast, on_batch)
-            seconds = time.monotonic() - started
-            if superseded.is_set() or self._stopping.is_set():
-                raise Cancelled
-            say("upload")
-            timing = pb.Timing(download=self._broadcasts.seconds, work=seconds, cases=self._worker.cases(kind))
-            header = pb.UploadHeader(envelope=self._envelope, task=task.name, timing=timing)
-            via = stub if keeper is None else _Told(stub, keeper, number)
-            receipt = _again_if_damaged(lambda: upload(via, header, update))
-            if keeper is not None:
-                keeper.answered(number, receipt.accepted)
-            if receipt.accepted:
-                _log.info("round %d (%s): sent after %.1f s of work", number, kind, seconds)
-                self._report({"state": "waiting", "round": number, "batch": 0, "batches": 0})
-            else:
-                _log.warning("round %d (%s): not taken: %s", number, kind, receipt.reason)
-        except Cancelled:
-            if not self._stopping.is_set():
-                _log.info("round %d (%s): given up, the coordinator has gone on or away", number, kind)
-        except DataError as error:
-            self._fail(task, outbox, "its data can no longer be read")
-            raise error
-        except RunFolderError as error:
-            self._fail(task, outbox, "its work folder can no longer be used")
-            raise error
-        except WireError as error:
-            _log.warning("round %d (%s): %s", number, kind, error)
-            if keeper is not None:
-                keeper.answered(number, False)
-            self._fail(task, outbox, "broadcast or update were damaged on the line, several times")
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND:
-                raise
-            _log.info("round %d (%s): over already", number, kind)
-
-    def _fail(self, task: pb.Task, outbox: queue.SimpleQueue[pb.SiteMessage | None], reason: str) -> None:
-        outbox.put(pb.SiteMessage(envelope=self._envelope, failure=pb.Failure(task=task.name, reason=reason)))
 
     def _raise_if_final(self, error: Any) -> None:
         code, details = error.code(), error.details() or ""
@@ -258,97 +262,13 @@ class Agent:
             raise NetworkError(
                 f"{self._address}: something answers there that is no coordinator; check the address"
             ) from error
-        if refused := connection_refusal(self._address, details):
-            raise refused from error
-
-
-class _Inbox:
-    """Reads the coordinator's messages in a thread, so that a newer task can end the work on an older one."""
-
-    def __init__(self, stream: Any, check: Callable[[pb.CoordinatorMessage], None]) -> None:
-        self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._newest = threading.Event()
-        self.ended = threading.Event()
-        threading.Thread(target=self._read, args=(stream, check), daemon=True, name="wardround-inbox").start()
-
-    def _read(self, stream: Any, check: Callable[[pb.CoordinatorMessage], None]) -> None:
-        try:
-            for message in stream:
-                check(message)
-                kind = message.WhichOneof("body")
-                if kind is None:  # a word of a later version
-                    continue
-                if kind != "welcome":
-                    self._newest.set()
-                    self._newest = threading.Event()
-                self._items.put((getattr(message, kind), self._newest))
-            self._items.put(None)
-        except BaseException as error:  # whatever it is, whoever waits for a message must hear of it
-            self._items.put(error)
-        self._newest.set()
-        self.ended.set()
-
-    def next(self) -> tuple[Any, threading.Event] | None:
-        """The next message's body and an event that a newer message sets; None at the end of the stream."""
-        item = self._items.get()
-        while isinstance(item, tuple) and isinstance(item[0], pb.Task) and not self._items.empty():
-            item = self._items.get()  # the newest task is the one that counts
-        if isinstance(item, BaseException):
-            raise item
-        found: tuple[Any, threading.Event] | None = item
-        return found
-
-
-class _Told:
-    """A stub whose `Upload` tells a keeper how far a round's update is; the keeper's RunFolderError ends it."""
-
-    def __init__(self, stub: Any, keeper: Keeper, round_number: int) -> None:
-        self._stub = stub
-        self._keeper = keeper
-        self._round = round_number
-
-    def Upload(self, messages: Iterator[pb.UploadMessage]) -> pb.UploadReceipt:
-        """As the stub's."""
-        over = False
-        failures: list[RunFolderError] = []
-
-        def told() -> Iterator[pb.UploadMessage]:  # read by a thread of gRPC's, where an exception would be lost
-            for message in messages:
-                if message.WhichOneof("body") == "blob":
-                    if over:
-                        return
-                    try:
-                        self._keeper.sent(self._round)
-                    except RunFolderError as error:
-                        failures.append(error)
-                        return  # without its last message nobody takes the update
-                yield message
-
-        self._keeper.sending(self._round)
-        try:
-            receipt: pb.UploadReceipt = self._stub.Upload(told())
-        finally:
-            over = True
-            if failures:
-                raise failures[0]
-        return receipt
+        if (refused := connection_refusal(self._address, details)) and not self._welcomed:
+            # Once it was there, whatever else answers is in the way, such as a VPN's log-in page: it will go.
+            self._refusals += 1
+            if self._refusals >= _REFUSALS:
+                raise refused from error
 
 
 def _run_of(identity: Identity) -> bytes:
     """What tells runs apart: the authority that signed the certificates of both sides."""
     return x509.load_pem_x509_certificate(identity.authority).fingerprint(hashes.SHA256())
-
-
-def _again_if_damaged(transfer: Callable[[], _T]) -> _T:
-    """Repeats a transfer that arrived damaged; the third time it is an error."""
-    for _ in range(_TRIES - 1):
-        try:
-            return transfer()
-        except WireError as error:
-            _log.warning("%s", error)
-    return transfer()
-
-
-def _drain(outbox: queue.SimpleQueue[pb.SiteMessage | None]) -> Iterator[pb.SiteMessage]:
-    while (message := outbox.get()) is not None:
-        yield message

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +123,10 @@ def _start(options: argparse.Namespace) -> int:
         plan = site_plan(study)
         workers = [site_worker(plan, dataset, work) for dataset, work in zip(datasets, works, strict=True)]
         agents = [
-            Agent(study.name, site, worker, address, identity, status)
-            for site, worker, identity, status in zip(options.site, workers, identities, statuses, strict=True)
+            Agent(study.name, site, worker, address, identity, work, status)
+            for site, worker, identity, work, status in zip(
+                options.site, workers, identities, works, statuses, strict=True
+            )
         ]
         return _run(agents, options.site, statuses)
 
@@ -164,6 +167,8 @@ def _dataset(study: Study, site: str, data: str, work: Path, registry: Path | No
 
 def _run(agents: list[Any], sites: list[str], statuses: list[SiteStatus]) -> int:
     """Runs every agent in a thread of its own; the first failure ends all."""
+    from client.job import THREAD as WORK_THREAD
+
     failures: list[BaseException] = []
 
     def attend(agent: Any, site: str, status: SiteStatus) -> None:
@@ -196,6 +201,12 @@ def _run(agents: list[Any], sites: list[str], statuses: list[SiteStatus]) -> int
         thread.start()
     for thread in threads:
         thread.join()  # signals are handled meanwhile
+    while any(thread.name == WORK_THREAD for thread in threading.enumerate()):
+        # A batch of training cannot be interrupted. All that it could still write is put in place whole or not at all.
+        if stopped:
+            logging.shutdown()
+            os._exit(128 + stopped[0])
+        time.sleep(0.05)
     if failures:
         raise failures[0]
     return 128 + stopped[0] if stopped else 0

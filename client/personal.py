@@ -4,10 +4,15 @@ The values after a round belong to the update that was trained with them: they a
 dropped if not. One file, written once, goes through three names:
 
     000007.awaited   round 7 is trained; the update is not whole at the coordinator
-    000007.sent      its last message goes out; from here on the coordinator may hold it
+    000007.sent      its last bytes go out; from here on the coordinator may hold it
     000007.tensors   the receipt came, and accepted it
 
-A name changes in one step, so a site that is killed finds one of them, and the next task says how it ended:
+The update itself lies in the site's outbox meanwhile (`client.outbox`), which also says to which values it belongs. A
+site that is killed or cut off offers it again: with its round's task, as if nothing had happened; with any later one,
+or at the study's end, to hear whether it was taken, and keep or drop the values by that.
+
+A name changes in one step, so a site that is killed finds one of them. Where the update is not in the outbox any more,
+the next task says how it ended:
 
     no file     the round is asked for again and trained to the same bits, or it went on without this site
     awaited     the coordinator cannot hold the update: dropped
@@ -15,11 +20,13 @@ A name changes in one step, so a site that is killed finds one of them, and the 
                 is asked for: the coordinator no longer waits for it, so it counts as taken
     tensors     the values to go on from. Round 7 asked for again: the coordinator has gone back, dropped
 
-So what is left open is a site that is cut off between the last message and the receipt, of an update that was refused.
+So what is left open is a site that is cut off between the last bytes and the receipt, of an update that was refused,
+and whose outbox is lost too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,13 +93,21 @@ class PersonalStore:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_tensors(self._path(round_number, _AWAITED), own)
 
+    def held(self, round_number: int) -> bytes:
+        """SHA-256 of the values of an update that has no answer yet; b"" where there are none."""
+        with self._told("read"):
+            for suffix in (_AWAITED, _SENT):
+                if self._path(round_number, suffix).exists():
+                    return hashlib.sha256(self._path(round_number, suffix).read_bytes()).digest()
+        return b""
+
     def sending(self, round_number: int) -> None:
-        """The update is sent from its beginning, perhaps once more."""
+        """The coordinator asks for bytes of the update, perhaps once more."""
         with self._told("written"):
             self._rename(round_number, _SENT, _AWAITED)
 
     def sent(self, round_number: int) -> None:
-        """The update's last message is about to go out."""
+        """The update's last bytes are about to go out."""
         with self._told("written"):
             self._rename(round_number, _AWAITED, _SENT)
 
@@ -100,6 +115,7 @@ class PersonalStore:
         """The receipt is here: the values are kept, and those of old rounds go; or they are dropped."""
         with self._told("written"):
             if accepted:
+                self._rename(round_number, _AWAITED, _SENT)
                 self._rename(round_number, _SENT, _KEPT)
                 self._remove(_KEPT, of=lambda number: number <= round_number - _KEEP)
             self._remove(_AWAITED, _SENT)
@@ -195,6 +211,10 @@ class PersonalWorker:
     def of_run(self, run: bytes) -> PersonalWorker:
         """See `Keeper`."""
         return PersonalWorker(self._worker, self._layers, self._folder / run.hex()[:16])
+
+    def held(self, round_number: int) -> bytes:
+        """See `Keeper`."""
+        return self._store.held(round_number)
 
     def sending(self, round_number: int) -> None:
         """See `Keeper`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +37,7 @@ class SiteStatus:
             ) from error
         self._path = _status_path(folder)
         self._fields: dict[str, Any] = {"study": study, "site": site, "state": "starting"}
+        self._writing = threading.Lock()  # what the site does and how its line stands come from two threads
         self._lock: IO[str] | None = None
         try:
             self._lock = _locked(folder)
@@ -47,19 +49,23 @@ class SiteStatus:
 
     def __call__(self, fields: dict[str, Any]) -> None:
         """Takes over these fields; the others stay."""
-        self._fields.update(fields)
-        self._try_to_write()
+        with self._writing:
+            if self._lock is None:  # whoever works on after the end is not heard any more
+                return
+            self._fields.update(fields)
+            self._try_to_write()
 
     def end(self, error: BaseException | None = None) -> None:
         """The site has ended, for this reason if it was one; once it has, nothing more happens here."""
         if self._lock is None:
             return
-        self._fields = _ended(self._fields)
-        if isinstance(error, WardroundError):
-            self._fields["notice"] = str(error)
-        self._try_to_write()
-        self._lock.close()
-        self._lock = None
+        with self._writing:
+            self._fields = _ended(self._fields)
+            if isinstance(error, WardroundError):
+                self._fields["notice"] = str(error)
+            self._try_to_write()
+            self._lock.close()
+            self._lock = None
 
     def __enter__(self) -> SiteStatus:
         return self

@@ -50,11 +50,14 @@ class Keeper(Protocol):
     def of_run(self, run: bytes) -> Worker:
         """The worker for the run that these bytes identify; it knows nothing of other runs."""
 
+    def held(self, round_number: int) -> bytes:
+        """What identifies the values kept for a round's update that has no answer yet; b"" where there are none."""
+
     def sending(self, round_number: int) -> None:
-        """A trained update is about to be sent, from its beginning; called again where it is sent again."""
+        """The coordinator does not hold the update, and asks for bytes of it; called each time that it does."""
 
     def sent(self, round_number: int) -> None:
-        """The update's last message is about to go out: from here on the coordinator may hold it."""
+        """The update's last bytes are about to go out: from here on the coordinator may hold it."""
 
     def answered(self, round_number: int, accepted: bool) -> None:
         """Whether the coordinator took the update."""

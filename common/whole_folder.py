@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import PublishError, WardroundError
+from common.errors import PublishError, RunFolderError, WardroundError
 
 _SUFFIX = ".partial"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -26,7 +27,8 @@ def appearing_whole(folder: Path, failure: type[WardroundError] = PublishError) 
 
     Parameters
     ----------
-    failure : what is raised where the disk does not take it.
+    failure : what is raised where the folder cannot be made or written; RunFolderError, whatever it is, where the disk
+        is full, read-only or broken.
     """
     try:
         _remove_left(folder)
@@ -99,4 +101,5 @@ def _sync(path: Path) -> None:
 def _cannot_write(folder: Path, error: OSError, failure: type[WardroundError]) -> WardroundError:
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
         return failure(f"{folder}: another process has made it meanwhile; look at what is there, or give another name")
-    return failure(f"{folder}: cannot be written ({error.strerror}); check its folder and free space")
+    kind = RunFolderError if error.errno in _DISK else failure
+    return kind(f"{folder}: cannot be written ({error.strerror}); check its folder and free space")

@@ -104,6 +104,23 @@ def _parser() -> argparse.ArgumentParser:
     watch = command("watch", _watch, "follow a run until it ends")
     _add_run(watch)
 
+    repair = command(
+        "repair",
+        _repair,
+        "say what is damaged in a run, and repair it",
+        "Examines a run that no coordinator runs: journal, states, models, updates, tables, published versions. What "
+        "is damaged is moved to damaged/ in the run, never deleted, and the run goes back to its last good round.",
+    )
+    _add_run(repair)
+    repair.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    repair.add_argument(
+        "--give-up",
+        nargs=2,
+        metavar=("SITE", "ROUND"),
+        help="let a closed round go on without the lost update of a site that never comes back: changes the result",
+    )
+    repair.add_argument("--json", action="store_true", help="print what was found as JSON")
+
     evaluate = command(
         "evaluate",
         _evaluate,
@@ -297,6 +314,41 @@ def _watch(arguments: argparse.Namespace) -> int:
                 time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         return 0
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    from server.repair import examine, give_up, repair
+
+    run = _run_folder(arguments.run)
+    if run.is_locked():
+        raise RunFolderError(f"{run.path}: a coordinator runs this study; stop it first, then repair")
+    if arguments.give_up is not None:
+        site, number = arguments.give_up
+        try:
+            said = give_up(run, site, _round(number), dry_run=arguments.dry_run)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"--give-up: {error}") from error
+        if arguments.json:
+            _print_json({"run": str(run.path), "dry_run": arguments.dry_run, "given_up": said})
+        else:
+            print("\n".join(said))
+        return 0
+    found = examine(run) if arguments.dry_run else repair(run)
+    if arguments.json:
+        findings = [{"path": each.path, "problem": each.problem, "action": each.action} for each in found]
+        _print_json({"run": str(run.path), "dry_run": arguments.dry_run, "findings": findings})
+        return 0
+    from server.status import clean
+
+    for each in found:
+        print(clean(f"{each.path}: {each.problem}\n  {each.action}"))
+    if not found:
+        print(f"{run.path}: nothing is damaged")
+    elif arguments.dry_run:
+        print("Nothing of this was done yet; `wardround repair` without --dry-run does it.")
+    else:
+        print("This was done. Start the coordinator again with the same command.")
+    return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

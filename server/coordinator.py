@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import csv
 import gc
-import json
 import logging
 import os
 import signal
@@ -23,12 +21,17 @@ from common.export.figures import json_ready
 from common.learning.runtime import configure_tensorflow, keep_little_memory, release_memory
 from common.security.certificates import load_identity
 from common.study import Study
+from common.version import VERSION
 from common.wire.channel import parse_address
+from common.wire.partial import disk_hit
 from common.wire.tensors import Array
-from server.results import Evaluated, open_holdout, publish_round
-from server.run_folder import RunFolder, write_atomically
+from server.journal import Journal, read_history
+from server.kept import check_kept
+from server.results import Evaluated, open_holdout, publish_study
+from server.run_folder import RunFolder, storing
 from server.serving import bind, serve
 from server.status import last_round
+from server.tables import RoundTable, SiteLedger, Table
 
 if TYPE_CHECKING:
     from common.learning.plan import StudyPlan
@@ -69,7 +72,8 @@ def run(study: Study, run: RunFolder, setup: Setup) -> int:
         raise UsageError("--old-holdout: only for a study that starts from a published model (training.start_from)")
     run.prepare(study)
     with run.locked():
-        if run.is_finished():
+        run.sweep()
+        if _is_over(run):
             _log.info("study %s is complete already; its figures are in %s", study.name, run.report)
             code = 0
         else:
@@ -78,30 +82,51 @@ def run(study: Study, run: RunFolder, setup: Setup) -> int:
     return asyncio.run(serve(study, run, setup.listen, setup.identity)) if setup.serve and code == 0 else code
 
 
+def _is_over(run: RunFolder) -> bool:
+    """Whether the study ended here; a coordinator that was killed just then could not say so in the status."""
+    if run.is_finished():
+        return True
+    version = read_history(run.journal).published if run.report.exists() else ""
+    if not version:
+        return False
+    with contextlib.suppress(RunFolderError):
+        status = run.read_status()
+        run.write_status({**status, "state": "finished", "error": "", "published": str(run.published / version)})
+    return True
+
+
 async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
     from server.status_writer import StatusWriter
 
     status = StatusWriter(run, study)
     writing = asyncio.create_task(status.run())
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_unheard)
     main = asyncio.current_task()
     assert main is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main.cancel)
-    server = None
+    server = journal = None
     try:
         address = parse_address(setup.listen)
         server, port = bind(address, load_identity(setup.identity))
         status.set(address=f"{address.host}:{port}")
         status.write()
         _log.info("listening on %s port %d", address.host, port)
-        return await _coordinate(study, run, server, status, setup)
+        journal = Journal(run.journal)
+        journal.note("started", version=VERSION)
+        return await _coordinate(study, run, server, journal, status, setup)
     except asyncio.CancelledError:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, os._exit, STOPPED)  # whoever asks twice does not want to wait
         status.set(state="stopped", notice=_STOPPED_NOTICE)
         _log.info("%s", _STOPPED_NOTICE)
-        if server is not None:
-            await server.stop(grace=0.2)
-        status.write()
+        with contextlib.suppress(WardroundError):  # it is stopped, whatever the disk says
+            if journal is not None:
+                journal.note("stopped")
+        await _tell_sites(server, status, "the coordinator was stopped and will be back")
+        with contextlib.suppress(WardroundError):
+            status.write()
         # Compiling, evaluating or publishing may go on for minutes in a thread that cannot be interrupted. Everything
         # that it writes is put in place whole or not at all, so the process may end here.
         logging.shutdown()
@@ -114,14 +139,35 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         raise
     finally:
         writing.cancel()
-        if server is not None:
-            await server.stop(grace=0.2)
+        await _tell_sites(server, status, "the coordinator ended; its operator has to act before it is back")
+        if journal is not None:
+            journal.close()
         with contextlib.suppress(RunFolderError):  # the error that ends the run is the one to show
             status.write()
 
 
-async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, setup: Setup) -> int:
+def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """TFF has a task for each part of a round's result: all of them fail with the error that one of them tells."""
+    if not isinstance(context.get("exception"), WardroundError):
+        loop.default_exception_handler(context)
+
+
+async def _tell_sites(server: Any, status: Any, reason: str) -> None:
+    """Tells the sites that the coordinator goes, unless the study is over, and hangs up; takes about a second."""
+    if status.federation is not None and status.federation.finished is None:
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)  # that calls are cut off now is no failure to report
+        status.federation.pause(reason)
+        await status.federation.drained(0.5)
+    if server is not None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                await server.stop(grace=0.2)
+                await asyncio.sleep(0.1)  # calls that were cut off end by themselves, or gRPC prints how they are ended
+
+
+async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journal, status: Any, setup: Setup) -> int:
     started = time.monotonic()
+    await asyncio.to_thread(check_kept, run.models, journal.history().models)
     evaluated = await asyncio.to_thread(open_holdout, study, setup.holdout)
     old = await asyncio.to_thread(open_holdout, study, setup.old_holdout, "--old-holdout")
 
@@ -145,34 +191,33 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, se
 
     from server.data_source import SiteDataSource
     from server.federation import Federation
-    from server.journal import Journal
     from server.program import Learning, Releases, run_study
     from server.service import answer
     from server.state import FileStateManager, ModelReleaseManager
 
-    journal = Journal(run.journal)
     ledger = SiteLedger(run.sites)
     federation = Federation(plan, run.updates, journal, changed=status.changed, round_closed=ledger.record)
     status.federation = federation
     await answer(server, federation, run.published)
     status.set(state="waiting for sites")
 
-    models = ModelReleaseManager(run.models)
+    models = ModelReleaseManager(run.models, record=journal.model)
     learning = Learning(plan.train.process, plan.evaluate.process if plan.evaluate is not None else None)
     sites = study.cohort.sites
 
-    def best_changed(best_round: int, score: float | None) -> None:
-        models.keep_only([best_round, study.training.rounds])
+    async def saved(number: int, best_round: int, score: float | None) -> None:
         status.set(best={"round": best_round, "validation_dice": score} if score is not None else None)
+        await asyncio.to_thread(federation.saved, number)
+        await asyncio.to_thread(models.keep_only, [best_round, study.training.rounds], up_to=number)
 
     releases = Releases(
         metrics=[
-            tff.program.CSVFileReleaseManager(run.rounds, key_fieldname="round"),
-            _InThread(tff.program.TensorBoardReleaseManager(run.tensorboard)),
+            RoundTable(run.rounds),
+            _InThread(tff.program.TensorBoardReleaseManager(run.tensorboard), run.tensorboard),
             _LastRow(status, run, study.training.rounds, evaluated),
         ],
         model=models,
-        best_changed=best_changed,
+        saved=saved,
     )
 
     with tff.framework.get_context_stack().install(tff.program.NativeFederatedContext(federation)):
@@ -184,22 +229,23 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, status: Any, se
             else None,
             rounds=study.training.rounds,
             classes=study.task.foreground,
-            states=FileStateManager(run.state),
+            states=FileStateManager(run.state, recorded=federation.history.states, record=journal.state),
             releases=releases,
             evaluate_holdout=_scalars(evaluated) if evaluated is not None else None,
             annotate=ledger.summary,
             start=start.weights if start is not None else None,
         )
     journal.note("trained", rounds=outcome.rounds, best_round=outcome.best_round)
+    disk_hit("study.trained", run.path)
     federation.finish(f"study {study.name} is complete after {outcome.rounds} rounds")
     await federation.drained()
     status.set(state="publishing")
     report = await asyncio.to_thread(
-        publish_round, study, run, outcome.best_round, outcome.best_score, evaluated, old, start, started
+        publish_study, study, run, outcome.best_round, outcome.best_score, evaluated, old, start, started
     )
-    write_atomically(run.report, json.dumps(report, indent=1))
     journal.note("published", version=report["publication"]["version"])
-    journal.close()
+    with storing(run.pending):
+        run.pending.unlink(missing_ok=True)
     status.set(state="finished", published=report["publication"]["folder"])
     _log.info("finished: best round %d, published %s", outcome.best_round, report["publication"]["folder"])
     return 0
@@ -215,14 +261,29 @@ def _scalars(evaluated: Evaluated) -> Callable[[Sequence[Array]], Awaitable[Mapp
 
 
 class _InThread:
-    """A release manager whose writing would keep the event loop from the sites."""
+    """A release manager whose writing would keep the event loop from the sites.
 
-    def __init__(self, manager: Any) -> None:
+    Parameters
+    ----------
+    manager : what writes.
+    folder : where, for the error.
+    """
+
+    def __init__(self, manager: Any, folder: Path) -> None:
         self._manager = manager
+        self._folder = folder
 
     async def release(self, value: Any, key: int) -> None:
-        """Takes one round's metrics."""
-        await asyncio.to_thread(asyncio.run, self._manager.release(value, key))
+        """Takes one round's metrics. Raises RunFolderError where they cannot be written."""
+        import tensorflow as tf
+
+        try:
+            await asyncio.to_thread(asyncio.run, self._manager.release(value, key))
+        except (OSError, tf.errors.OpError) as error:
+            raise RunFolderError(
+                f"{self._folder}: cannot be written ({str(error) or type(error).__name__}); free space, or make the "
+                "disk writable, and start again with the same command: what was finished is kept"
+            ) from error
 
 
 class _LastRow:
@@ -230,10 +291,9 @@ class _LastRow:
 
     def __init__(self, status: Any, run: RunFolder, rounds: int, evaluated: Evaluated | None) -> None:
         self._status = status
-        self._run = run
         self._rounds = rounds
         self._evaluated = evaluated
-        self._first = True  # after a start, rows of a round that was cut off may be there
+        self._cases = Table(run.holdout)
 
     async def release(self, value: Any, key: int) -> None:
         """Takes one round's metrics."""
@@ -249,72 +309,4 @@ class _LastRow:
         self._status.set(last=last)
         if self._evaluated is not None and self._evaluated.latest is not None:
             rows = [collections.OrderedDict(round=key, **dict(row)) for row in self._evaluated.latest.rows()]
-            await asyncio.to_thread(append_csv, self._run.holdout, rows, key if self._first else None)
-            self._first = False
-
-
-class SiteLedger:
-    """`sites.csv`, a row a round and site, and what `rounds.csv` says of the cohort."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._continued = path.exists()
-        self._summaries: dict[int, Mapping[str, Any]] = {}
-
-    def record(self, call: Any) -> None:
-        """A closed round."""
-        round_ = call.round
-        seconds = time.monotonic() - call.started
-        if round_.kind.value == "train":
-            self._summaries[round_.number] = collections.OrderedDict(
-                sites=len(round_.included), attempt=round_.attempt, seconds=round(seconds, 3)
-            )
-        rows = [
-            collections.OrderedDict(
-                round=round_.number,
-                kind=round_.kind.value,
-                site=site,
-                attempt=round_.attempt,
-                outcome="included" if answer.update is not None else ("failed" if answer.reason else "missing"),
-                reason=answer.reason,
-                cases=answer.cases,
-                bytes_down=call.bytes_down.get(site, 0),
-                bytes_up=answer.update.size if answer.update is not None else 0,
-                seconds_download=round(answer.seconds_download, 3),
-                seconds_work=round(answer.seconds_work, 3),
-                seconds_upload=round(answer.seconds_upload, 3),
-                seconds_round=round(seconds, 3),
-            )
-            for site, answer in round_.answers.items()
-        ]
-        append_csv(self._path, rows, round_.number if self._continued else None)
-        self._continued = False
-
-    def summary(self, number: int) -> Mapping[str, Any]:
-        """The first columns of the round's row in `rounds.csv`."""
-        return self._summaries.get(number, {})
-
-
-def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], drop_from_round: int | None = None) -> None:
-    """Appends rows of equal columns; first drops those of `drop_from_round` and later, of a run that was cut off."""
-    existing: list[dict[str, Any]] = []
-    if path.exists() and drop_from_round is not None:
-        with path.open(newline="") as file:
-            existing = list(csv.DictReader(file))
-        kept = [row for row in existing if int(row["round"]) < drop_from_round]
-        if len(kept) != len(existing):
-            partial = path.with_suffix(".partial")
-            partial.unlink(missing_ok=True)
-            append_csv(partial, kept)
-            if kept:
-                partial.replace(path)
-            else:
-                path.unlink()
-    if not rows:
-        return
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+            await asyncio.to_thread(self._cases.write, key, rows)

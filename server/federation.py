@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import logging
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,81 +21,23 @@ from common.learning.graph import Graph, flatten, leaf_types, to_numpy, unflatte
 from common.learning.plan import NO_GRAPPLER, RoundPlan, StudyPlan
 from common.learning.runtime import release_memory
 from common.study import Study
-from common.wire.tensors import Array, Stored, TensorFile, encode_chunks, encoded_size, read_tensors
+from common.wire.partial import disk_hit
+from common.wire.tensors import Stored, TensorFile, read_tensors
+from server.calls import TAKEN_OVER, Broadcast, Call, Connection, Pause, SiteData
 from server.journal import Journal
+from server.replay import RoundHistory, RoundKey, RunHistory
 from server.rounds import Kind, Round, Stage
+from server.run_folder import set_aside
+from server.updates import remove_finished, update_name
 
-TAKEN_OVER = object()
-"""What a connection's outbox holds when the same site has opened another."""
+__all__ = ["TAKEN_OVER", "Broadcast", "Call", "Connection", "Federation", "Pause", "SiteData"]
 
+_log = logging.getLogger("wardround.coordinator")
 
-@dataclass(frozen=True)
-class SiteData:
-    """A handle on data that stays at its site: which site, and the round whose draw of patches is meant."""
+LEASE_SECONDS = 60.0
+"""After so long without progress a site at work is shown as such. It stays in its round until the deadline."""
 
-    site: str
-    round: int
-
-
-@dataclass(frozen=True)
-class Broadcast:
-    """What a round sends down: the large tensors as one blob, known by its digest, and the scalars beside it."""
-
-    tensors: Sequence[Array] = field(repr=False)
-    scalars: bytes = field(repr=False)
-    digest: bytes
-    size: int
-
-    @staticmethod
-    def of(values: Sequence[Array]) -> Broadcast:
-        """Splits scalars off, so that two rounds on the same weights share a blob and sites download it once."""
-        tensors = [value for value in values if value.ndim]
-        scalars = [value for value in values if not value.ndim]
-        digest, size = hashlib.sha256(), 0
-        for chunk in encode_chunks(tensors):
-            digest.update(chunk)
-            size += len(chunk)
-        return Broadcast(tensors, b"".join(encode_chunks(scalars)), digest.digest(), size)
-
-
-@dataclass
-class Connection:
-    """A site's open control stream."""
-
-    site: str
-    peer: str
-    outbox: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
-    since: float = field(default_factory=time.monotonic)
-    training_cases: int = 0
-    validation_cases: int = 0
-
-
-@dataclass
-class Call:
-    """A round under way: its state, what it broadcasts, what it expects back."""
-
-    round: Round
-    plan: RoundPlan
-    broadcast: Broadcast
-    deadline: float
-    started: float = field(default_factory=time.monotonic)
-    failure: WardroundError | None = None
-    bytes_down: dict[str, int] = field(default_factory=dict)
-    _event: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def update_size(self) -> int:
-        """Bytes of an update's blob."""
-        return encoded_size(self.plan.sent)
-
-    def announce(self) -> None:
-        """Wakes everyone who waits for the round to change."""
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def change(self) -> None:
-        """Waits for the next `announce`; test the condition before, with no await in between."""
-        await self._event.wait()
+_REFUSALS_KEPT = 20  # a site and round: more of them tell nothing new, and would fill the journal
 
 
 class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
@@ -106,10 +46,14 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
     Parameters
     ----------
     plan : the compiled study.
-    updates : folder for the updates of the round under way.
-    journal : where decisions are recorded before they take effect.
+    updates : folder for the updates of rounds whose state is not saved yet.
+    journal : where decisions are recorded before they take effect, and what this run goes on from.
     changed : called when anything that status shows has changed.
-    round_closed : awaited with each call once it is closed.
+    round_closed : called, in a thread, with each call once it is closed.
+
+    Attributes
+    ----------
+    history : what the journal said when the coordinator was started.
     """
 
     def __init__(
@@ -127,7 +71,15 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self.call: Call | None = None
         self.begun = False
         self.finished: str | None = None
+        self.paused: Pause | None = None
         self.notice = ""
+        self.history: RunHistory = journal.history()
+        self._refusals: dict[tuple[str, Kind, int], set[str]] = {}
+        self._taken = {
+            (key, site): received.sha256
+            for key, round_ in self.history.rounds.items()
+            for site, received in round_.received.items()
+        }
         self._gone = asyncio.Event()
         self._updates = updates
         self._journal = journal
@@ -174,10 +126,15 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         quorum = min(self.study.cohort.quorum, len(sites))
         deadline = time.monotonic() + self.study.cohort.deadline_seconds
         call = Call(Round(kind, number, sites, quorum), plan, broadcast, deadline)
-        await asyncio.to_thread(self._restore, call)
+        self._refusals.clear()
+        known = self.history.find(kind.value, number, broadcast.digest.hex())
+        if known is not None:
+            await asyncio.to_thread(self._restore, call, known)
         self._journal.opened(kind.value, number, sites, broadcast.digest)
+        disk_hit("round.opened", self._updates)
         self.call = call
         self.begun = True
+        self.notice = _waits_for_lost(call.round) if call.round.fixed is not None else self.notice
         for site in sites:
             self.give_task(site)
         closing, summing = asyncio.create_task(self._until_closed(call)), asyncio.create_task(self._sum(call))
@@ -187,41 +144,54 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             closing.cancel()
             summing.cancel()
         report = summing.result()
+        disk_hit("round.summed", self._updates)
         leaves = await asyncio.to_thread(_update, plan, state, report)
+        disk_hit("round.updated", self._updates)
         del report
-        self._round_closed(call)
-        for site in call.round.included:
-            stored = call.round.answers[site].update
-            if stored is not None:
-                stored.path.unlink(missing_ok=True)
+        await asyncio.to_thread(self._round_closed, call)
         self.call = None
+        call.let_go()
         self._changed()
         state_leaves = len(leaf_types(plan.state_type))
         # The state stays in TensorFlow's memory, where the next round wants it; metrics are for everyone.
         return unflatten([*leaves[:state_leaves], *to_numpy(leaves[state_leaves:])], plan.result_type)
 
-    def _restore(self, call: Call) -> None:
-        """Takes up what sites sent for this very round before the coordinator was last stopped; removes the rest."""
+    def saved(self, number: int) -> None:
+        """The state of this round is on disk: removes the updates of it and of those before."""
+        remove_finished(self._updates, number)
+        disk_hit("updates.removed", self._updates)
+
+    def _restore(self, call: Call, known: RoundHistory) -> None:
+        """Goes on with this very round as the coordinator left it when it was last stopped."""
         round_ = call.round
-        known = self._journal.acknowledged(round_.kind.value, round_.number, call.broadcast.digest)
-        kept = set()
-        for site, event in known.items():
-            path = self._updates / event["file"]
-            digest = bytes.fromhex(event["sha256"])
+        round_.attempt = known.attempt
+        for site, reason in known.refused.items():
+            round_.refused(site, reason)
+        round_.fixed = known.closed
+        for site, received in known.received.items():
+            path = self._updates / received.file
+            digest = bytes.fromhex(received.sha256)
             try:
                 read_tensors(path, call.plan.sent, digest)
-            except WireError:
-                continue  # gone or damaged; the site is asked again, and sends the same bits
-            round_.received(site, Stored(path, digest, event["bytes"]))
-            kept.add(path)
-        for path in self._updates.iterdir():
-            if path not in kept:
-                path.unlink(missing_ok=True)  # a late upload that was refused removes its own
+            except WireError as error:  # the site is asked again, and sends the same bits
+                _log.warning("the update of %s in round %d is lost: %s", site, round_.number, error)
+                set_aside(path, self._updates.parent)
+                continue
+            round_.received(
+                site,
+                Stored(path, digest, received.bytes),
+                cases=received.cases,
+                download=received.download,
+                work=received.work,
+                upload=received.upload,
+            )
 
     async def _until_closed(self, call: Call) -> None:
-        while not call.round.complete:
+        while True:
             if call.failure is not None:
                 raise call.failure
+            if call.round.complete:
+                break
             try:
                 async with asyncio.timeout(max(0.0, call.deadline - time.monotonic())):
                     await call.change()
@@ -229,8 +199,9 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                 if call.round.deadline():
                     break
                 call.deadline = time.monotonic() + self.study.cohort.deadline_seconds
+                whole = "cohort" if call.round.fixed is not None else "quorum"
                 self.notice = (
-                    f"round {call.round.number}: {len(call.round.included)} of the quorum of {call.round.quorum} "
+                    f"round {call.round.number}: {len(call.round.included)} of the {whole} of {call.round.needed} "
                     f"answered before the deadline; attempt {call.round.attempt} waits for "
                     + ", ".join(self._excuse(call.round, site) for site in call.round.missing)
                 )
@@ -245,7 +216,10 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             self.notice = f"round {call.round.number} went on without " + ", ".join(
                 self._excuse(call.round, site) for site in call.round.missing
             )
-        self._journal.closed(call.round.kind.value, call.round.number, call.round.attempt, call.round.included)
+        disk_hit("round.closing", self._updates)
+        if call.round.fixed is None:
+            self._journal.closed(call.round.kind.value, call.round.number, call.round.attempt, call.round.included)
+        disk_hit("round.closed", self._updates)
         call.announce()
 
     def _excuse(self, round_: Round, site: str) -> str:
@@ -278,6 +252,9 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self.connections[connection.site] = connection
         if self.finished is not None:
             connection.outbox.put_nowait(self.finished)
+        if self.paused is not None:
+            _hang_up(connection, self.paused)
+            return
         self.give_task(connection.site)
         self._changed()
 
@@ -294,16 +271,35 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
     def give_task(self, site: str) -> None:
         """Sends the round's task to the site if it is there and has not answered."""
         connection, call = self.connections.get(site), self.call
-        if connection is None or call is None or not call.round.wants(site):
+        if connection is None or call is None or not call.round.wants(site) or call.round.answers[site].refused:
             return
         call.round.connected(site)
+        connection.progressed = time.monotonic()
         connection.outbox.put_nowait(call)
 
     def progressed(self, site: str, stage: Stage, batch: int, batches: int) -> None:
-        """A site said how far it is."""
+        """A site said how far it is; to say the same again is no progress."""
         if self.call is not None:
+            answer = self.call.round.answers.get(site)
+            if answer is not None and (answer.stage, answer.batch) != (stage, batch):
+                self.touched(site)
             self.call.round.progressed(site, stage, batch, batches)
             self._changed()
+
+    def touched(self, site: str) -> None:
+        """Something of the site's work got on, such as bytes that came or went."""
+        if site in self.connections:
+            self.connections[site].progressed = time.monotonic()
+
+    def idle_seconds(self, site: str) -> float | None:
+        """How long a site that is at work shows no progress; None within `LEASE_SECONDS`, and where it has no work."""
+        connection, call = self.connections.get(site), self.call
+        if connection is None or call is None or not call.round.wants(site):
+            return None
+        if call.round.answers[site].stage in (Stage.WAITING, Stage.FAILED):
+            return None
+        seconds = time.monotonic() - connection.progressed
+        return seconds if seconds >= LEASE_SECONDS else None
 
     def failed(self, site: str, reason: str) -> None:
         """A site cannot do its task."""
@@ -312,21 +308,101 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             self.call.announce()
             self._changed()
 
-    def received(self, call: Call, site: str, stored: Stored, **figures: Any) -> None:
-        """A site's update is on disk and verified; from here on it is included."""
+    def received(
+        self,
+        call: Call,
+        site: str,
+        stored: Stored,
+        *,
+        cases: int = 0,
+        download: float = 0.0,
+        work: float = 0.0,
+        upload: float = 0.0,
+    ) -> None:
+        """A site's update is on disk and verified; from here on it is included. Times are in seconds.
+
+        Raises
+        ------
+        RunFolderError : it cannot be journaled; the coordinator ends.
+        """
+        round_ = call.round
+        figures = {"download": download, "work": work, "upload": upload}
         try:
-            self._journal.received(call.round.kind.value, call.round.number, call.round.attempt, site, stored)
+            self._journal.received(
+                round_.kind.value, round_.number, round_.attempt, site, stored, cases=cases, **figures
+            )
         except RunFolderError as error:
-            call.failure = error  # ends the coordinator, with its exit code
-            call.announce()
+            self.fail(error)
             raise
-        call.round.received(site, stored, **figures)
+        round_.received(site, stored, cases=cases, **figures)
+        key = RoundKey(round_.kind.value, round_.number, call.broadcast.digest.hex())
+        self._taken[key, site] = stored.digest.hex()
         call.announce()
         self._changed()
 
-    def update_path(self, call: Call, site: str) -> Path:
-        """A new file for an update of the site: no upload ever replaces another."""
-        return self._updates / f"{call.round.number:06d}-{call.round.kind.value}-{site}-{uuid.uuid4().hex[:8]}.tensors"
+    def was_received(self, kind: str, number: int, site: str, digest: bytes, broadcast: bytes) -> bool:
+        """Whether this very update was taken for this round of this broadcast, in this process or one before it."""
+        return self._taken.get((RoundKey(kind, number, broadcast.hex()), site)) == digest.hex()
+
+    def refused(self, call: Call, site: str, reason: str, digest: bytes = b"") -> None:
+        """What a site sent is worth nothing: the site has failed in this attempt, and is asked again in the next.
+
+        Raises
+        ------
+        RunFolderError : it cannot be journaled; the coordinator ends.
+        """
+        round_ = call.round
+        if not round_.wants(site):
+            return
+        _log.warning("the update of %s in round %d is refused: %s", site, round_.number, reason)
+        if self._is_news(site, round_.kind, round_.number, f"{round_.attempt} {digest.hex()}"):
+            try:
+                self._journal.refused(round_.kind.value, round_.number, round_.attempt, site, reason, digest)
+            except RunFolderError as error:
+                self.fail(error)
+                raise
+        round_.refused(site, reason)
+        call.announce()
+        self._changed()
+
+    def late(self, site: str, kind: Kind, number: int, attempt: int, reason: str, digest: bytes = b"") -> None:
+        """An update came that nobody waits for. That is journaled, and changes nothing."""
+        if not self._is_news(site, kind, number, f"late {digest.hex()}"):
+            return
+        _log.info("the update of %s for round %d is refused: %s", site, number, reason)
+        try:
+            self._journal.late(kind.value, number, attempt, site, reason, digest)
+        except RunFolderError as error:
+            self.fail(error)
+
+    def left(self, site: str, reason: str) -> None:
+        """A site said that its operator stops it. It comes back, or not, as any other."""
+
+    def _is_news(self, site: str, kind: Kind, number: int, what: str) -> bool:
+        """Whether a refusal is none that the journal has, and no flood of them."""
+        known = self._refusals.setdefault((site, kind, number), set())
+        if what in known or len(known) >= _REFUSALS_KEPT:
+            return False
+        if len(self._refusals) > _REFUSALS_KEPT * len(self.study.cohort.sites):  # of rounds that a site made up
+            return False
+        known.add(what)
+        return True
+
+    def fail(self, error: WardroundError) -> None:
+        """The coordinator cannot go on, as its disk takes nothing more: the round under way ends with this error."""
+        if self.call is not None:
+            self.call.failure = error
+            self.call.announce()
+
+    def update_path(self, call: Call, site: str, digest: bytes) -> Path:
+        """Where an update of the site with this SHA-256 lies once it is whole."""
+        return self._updates / update_name(call.round.kind, call.round.number, site, digest)
+
+    def pause(self, reason: str) -> None:
+        """The coordinator stops and will be back: tells every site, and those that still come, and hangs up."""
+        self.paused = Pause(reason)
+        for connection in self.connections.values():
+            _hang_up(connection, self.paused)
 
     def finish(self, reason: str) -> None:
         """The study is over: tells every site, and those that come later."""
@@ -357,6 +433,23 @@ def _accumulate(plan: RoundPlan, total: list[Any], stored: Stored) -> None:
         raise TrainingError(
             f"{stored.path}: a received update is damaged on this disk ({error}); check the disk and start "
             "the coordinator "
-            "again with the same command"
+            "again with the same command: the site is asked for it again"
         ) from error
     release_memory()
+
+
+def _hang_up(connection: Connection, pause: Pause) -> None:
+    connection.outbox.put_nowait(pause)
+    connection.outbox.put_nowait(None)
+
+
+def _waits_for_lost(round_: Round) -> str:
+    """What is said of a round that was closed before and lacks updates of its cohort."""
+    if not round_.missing:
+        return ""
+    first = round_.missing[0]
+    return (
+        f"round {round_.number} was closed with {', '.join(round_.asked)} before; it waits for "
+        f"{', '.join(round_.missing)}, whose update is not here any more. If {first} never comes back: "
+        f"`wardround repair --give-up {first} {round_.number}`"
+    )

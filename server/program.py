@@ -39,13 +39,22 @@ class Learning:
     evaluate: tff.learning.templates.LearningProcess | None
 
 
+async def _not_told(number: int, best_round: int, score: float | None) -> None:
+    """Where nobody wants to know what is saved."""
+
+
 @dataclass(frozen=True)
 class Releases:
-    """Where results go: metrics to every manager of `metrics`, weights worth keeping to `model`."""
+    """Where results go: metrics to every manager of `metrics`, weights worth keeping to `model`.
+
+    `saved` is awaited when a round's state is saved, and when a saved one was loaded: with the round, the best round so
+    far and its validation Dice. What only rounds up to this one need may go then. Nothing of later ones: the next round
+    is under way, and may have released its model already.
+    """
 
     metrics: Sequence[tff.program.ReleaseManager]
     model: tff.program.ReleaseManager
-    best_changed: Callable[[int, float | None], None] = lambda best_round, score: None
+    saved: Callable[[int, int, float | None], Awaitable[None]] = _not_told
 
 
 async def run_study(
@@ -93,16 +102,18 @@ async def run_study(
     program = beginning if saved is None else saved
     del initial, beginning, saved  # each holds a model; the loop keeps one
     if done:
-        releases.best_changed(int(program["best_round"]), _score(program))
+        await releases.saved(done, int(program["best_round"]), _score(program))
     saving = asyncio.create_task(_nothing())
     for number in range(done + 1, rounds + 1):
         data = program["training_data"].select()
-        state, metrics = await tff.program.materialize_value(learning.train.next(program["state"], data))
+        trained = tff.program.materialize_value(learning.train.next(program["state"], data))
+        state, metrics = await _beside(saving, trained)
         weights = await tff.program.materialize_value(learning.train.get_model_weights(state))
-        validation, holdout = await asyncio.gather(
+        evaluated = asyncio.gather(
             _evaluate(learning.evaluate, weights, program["validation_data"], classes),
             evaluate_holdout(_tensors(weights)) if evaluate_holdout is not None else _nothing(),
         )
+        validation, holdout = await _beside(saving, evaluated)
         score = validation.get("dice")
         better = best_after(program, number, score)
         program["state"] = state
@@ -116,11 +127,12 @@ async def run_study(
             row["holdout"] = holdout
         await asyncio.gather(*(manager.release(row, number) for manager in releases.metrics))
         await saving
-        # The next round begins while this one's state is written; what a crash loses then is trained again to the same
-        # bits.
+        # The next round begins while this one's state is written; what a crash loses then is computed again to the same
+        # bits, from the same updates.
         snapshot = collections.OrderedDict((key, copy.copy(value)) for key, value in program.items())
         saving = asyncio.create_task(_save(states, snapshot, number, releases))
-        del state, weights, snapshot
+        saving.add_done_callback(_heard)
+        del state, weights, snapshot, trained, evaluated
     await saving
     return Outcome(rounds, int(program["best_round"]), _score(program))
 
@@ -141,9 +153,27 @@ def best_after(program: Mapping[str, Any], number: int, score: float | None) -> 
 async def _save(
     states: tff.program.ProgramStateManager, program: Mapping[str, Any], number: int, releases: Releases
 ) -> None:
-    """Saves; only then may weights go that the state before still calls the best."""
+    """Saves; only then may go what the state before still needs."""
     await states.save(program, number)
-    releases.best_changed(int(program["best_round"]), _score(program))
+    await releases.saved(number, int(program["best_round"]), _score(program))
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """Python complains of errors that nobody asked for; another one has ended the study then."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _beside(saving: asyncio.Task[Any], work: Awaitable[Any]) -> Any:
+    """The result of `work`; where `saving` fails meanwhile, its error at once, as nobody should wait a round for it."""
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({working, saving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            await saving
+        return await working
+    finally:
+        working.cancel()
 
 
 def _tensors(weights: tff.learning.models.ModelWeights) -> list[Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import DataError, RunFolderError, UsageError
 from common.export.figures import json_ready
+from common.inference.published import MANIFEST
 from common.learning.runtime import configure_tensorflow
 from common.study import Study
+from common.wire.partial import disk_hit
 from common.wire.tensors import Array, TensorSpec
+from server.journal import read_history
 from server.run_folder import RunFolder, write_atomically
 from server.versions import next_version
 
@@ -89,6 +93,8 @@ def publish_round(
     old: Evaluated | None,
     start: Start | None,
     began: float | None,
+    *,
+    announce: Callable[[dict[str, Any], Path], None] = lambda report, partial: None,
 ) -> dict[str, Any]:
     """Evaluates and publishes one round's weights; returns the report, where "best_round" is that round.
 
@@ -98,6 +104,7 @@ def publish_round(
     evaluated, old : the holdout, and that of the study whose model this one started from.
     start : what the run started from.
     began : when, by `time.monotonic()`; None where the study ended before.
+    announce : called with the report and the folder of the version just before it is put in place.
 
     Raises
     ------
@@ -121,25 +128,84 @@ def publish_round(
             _log.warning("published without the comparison with what the study started from: %s", error)
     details |= origin
     version = next_version(run.published)
-    publication = publish_files(study, weights, holdout, run.published / version, details=details, progress=_log.info)
-    report = {
-        "study": study.name,
-        "rounds": study.training.rounds,
-        "best_round": round_number,
-        "validation_dice": score,
-        **origin,
-        "holdout": json_ready(result.scalars()) if result is not None else None,
-        "publication": {**publication, "version": version, "folder": str(run.published / version)},
-        "seconds": round(time.monotonic() - began, 1) if began is not None else None,
-    }
-    written: dict[str, Any] = json_ready(report)
-    return written
+
+    def full(publication: Mapping[str, Any]) -> dict[str, Any]:
+        report = {
+            "study": study.name,
+            "rounds": study.training.rounds,
+            "best_round": round_number,
+            "validation_dice": score,
+            **origin,
+            "holdout": json_ready(result.scalars()) if result is not None else None,
+            "publication": {**publication, "version": version, "folder": str(run.published / version)},
+            "seconds": round(time.monotonic() - began, 1) if began is not None else None,
+        }
+        written: dict[str, Any] = json_ready(report)
+        return written
+
+    disk_hit("publish.before", run.published / version)
+    publication = publish_files(
+        study,
+        weights,
+        holdout,
+        run.published / version,
+        details=details,
+        progress=_log.info,
+        announce=lambda publication, partial: announce(full(publication), partial),
+    )
+    disk_hit("publish.renamed", run.report)
+    return full(publication)
+
+
+def publish_study(study: Study, run: RunFolder, round_number: int, *rest: Any) -> dict[str, Any]:
+    """Publishes what the study ended with, once, and writes `report.json`; returns it.
+
+    The report is kept as `report.pending.json` before the version appears. A coordinator that was killed in between
+    finds both when it is started again, and publishes nothing more. The parameters are those of `publish_round`.
+
+    Raises
+    ------
+    RunFolderError : the report cannot be written, or the weights are not there.
+    """
+    model = run.models / f"{round_number:06d}.tensors"
+
+    def announce(report: dict[str, Any], partial: Path) -> None:
+        content = {"model_sha256": _sha256(model), "manifest_sha256": _sha256(partial / MANIFEST), "report": report}
+        write_atomically(run.pending, json.dumps(content, indent=1))
+
+    report = _announced(run, model)
+    if report is None:
+        report = publish_round(study, run, round_number, *rest, announce=announce)
+    write_atomically(run.report, json.dumps(report, indent=1), failpoint="report.before")
+    disk_hit("report.written", run.report)
+    return report
+
+
+def _announced(run: RunFolder, model: Path) -> dict[str, Any] | None:
+    """The report of a version of these weights that was put in place before the coordinator was killed."""
+    try:
+        content = json.loads(run.pending.read_text(encoding="utf-8"))
+        report: dict[str, Any] = content["report"]
+        folder = run.published / report["publication"]["version"]
+        if (content["manifest_sha256"], content["model_sha256"]) != (_sha256(folder / MANIFEST), _sha256(model)):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):  # killed before it appeared, or nothing was begun
+        return None
+    _log.info("%s is published already", folder)
+    report["publication"]["folder"] = str(folder)
+    return report
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weights(run: RunFolder, round_number: int, network: Network) -> list[Array]:
     from server.state import load_weights
 
-    return load_weights(run.models, round_number, [TensorSpec("float32", spec.shape) for spec in network.specs])
+    digest = read_history(run.journal).models.get(round_number)
+    return load_weights(run.models, round_number, [TensorSpec("float32", spec.shape) for spec in network.specs], digest)
 
 
 def _chosen_round(study: Study, run: RunFolder, round_number: int | None) -> tuple[int, float | None]:

@@ -3,6 +3,8 @@
 A round asks its cohort for one thing, a trained update or an evaluation. It closes when every site of the cohort
 answered, or at its deadline if the quorum is met; below the quorum it begins another attempt, which keeps what was
 received. An update that was received is included, always: that is what makes the result a function of the cohort alone.
+A round that was closed before the coordinator was stopped closes with the same cohort and no other, however long that
+takes.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Answer:
     batch: int = 0
     batches: int = 0
     reason: str = ""
+    refused: bool = False  # its update is worth nothing; it is asked again in the next attempt
     update: Stored | None = None
     cases: int = 0
     seconds_download: float = 0.0
@@ -58,6 +61,8 @@ class Round:
     kind, number : what is asked and in which round, from 1.
     sites : the cohort, in name order.
     quorum : how many answers are enough at the deadline.
+    attempt : from 1; each deadline that is passed below the quorum begins another.
+    fixed : the cohort that the round was closed with before, in name order; None: it was not closed yet.
     """
 
     kind: Kind
@@ -65,6 +70,7 @@ class Round:
     sites: Sequence[str]
     quorum: int
     attempt: int = 1
+    fixed: Sequence[str] | None = None
     closed: bool = False
     answers: dict[str, Answer] = field(init=False)
 
@@ -73,28 +79,38 @@ class Round:
         self.answers = {site: Answer() for site in self.sites}
 
     @property
+    def asked(self) -> Sequence[str]:
+        """The sites that may answer, in name order."""
+        return self.sites if self.fixed is None else self.fixed
+
+    @property
+    def needed(self) -> int:
+        """How many answers the round cannot close without."""
+        return self.quorum if self.fixed is None else len(self.fixed)
+
+    @property
     def included(self) -> list[str]:
         """The sites whose updates are in, in name order, the order in which they are summed."""
         return [site for site in self.sites if self.answers[site].update is not None]
 
     @property
     def missing(self) -> list[str]:
-        """The sites that have sent nothing."""
-        return [site for site in self.sites if self.answers[site].update is None]
+        """The sites that were asked and have sent nothing."""
+        return [site for site in self.asked if self.answers[site].update is None]
 
     @property
     def complete(self) -> bool:
-        """Every site answered, with an update or a failure, and the quorum is met."""
-        answered = all(answer.stage in (Stage.DONE, Stage.FAILED) for answer in self.answers.values())
-        return answered and len(self.included) >= self.quorum
+        """Every site that was asked answered, with an update or a failure, and enough of them with an update."""
+        answered = all(self.answers[site].stage in (Stage.DONE, Stage.FAILED) for site in self.asked)
+        return answered and len(self.included) >= self.needed
 
     def wants(self, site: str) -> bool:
         """Whether the site still has this round's work to do."""
-        return not self.closed and site in self.answers and self.answers[site].update is None
+        return not self.closed and site in self.asked and self.answers[site].update is None
 
     def connected(self, site: str) -> None:
-        """The site is there and was given its task (again, if it had failed or gone)."""
-        if self.wants(site):
+        """The site is there and was given its task (again, if it had failed or gone, but not after a refusal)."""
+        if self.wants(site) and not self.answers[site].refused:
             self.answers[site] = Answer(stage=Stage.ASSIGNED)
 
     def disconnected(self, site: str) -> None:
@@ -104,7 +120,7 @@ class Round:
 
     def progressed(self, site: str, stage: Stage, batch: int, batches: int) -> None:
         """The site is at `batch` of `batches` of a stage."""
-        if self.wants(site):
+        if self.wants(site) and not self.answers[site].refused:
             answer = self.answers[site]
             answer.stage, answer.batch, answer.batches = stage, batch, batches
 
@@ -112,6 +128,12 @@ class Round:
         """The site cannot do this round's work, and says why."""
         if self.wants(site):
             self.answers[site].stage, self.answers[site].reason = Stage.FAILED, reason
+
+    def refused(self, site: str, reason: str) -> None:
+        """The site's update is not taken: its part in this attempt is over."""
+        if self.wants(site):
+            self.failed(site, reason)
+            self.answers[site].refused = True
 
     def received(
         self,
@@ -126,7 +148,8 @@ class Round:
         """The site's update is on disk."""
         if self.wants(site):
             answer = self.answers[site]
-            answer.stage, answer.update, answer.cases = Stage.DONE, update, cases
+            answer.stage, answer.update, answer.cases, answer.reason = Stage.DONE, update, cases, ""
+            answer.refused = False
             answer.seconds_download, answer.seconds_work, answer.seconds_upload = download, work, upload
 
     def close(self) -> None:
@@ -134,8 +157,8 @@ class Round:
         self.closed = True
 
     def deadline(self) -> bool:
-        """The deadline passed: closes with the quorum and returns True, or begins another attempt and returns False."""
-        if len(self.included) >= self.quorum:
+        """The deadline passed: closes if enough answered and returns True, or begins another attempt, returns False."""
+        if len(self.included) >= self.needed:
             self.close()
             return True
         self.attempt += 1

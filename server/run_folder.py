@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common import failpoints
 from common.errors import RunFolderError, StudyError
 from common.study import Study, load_study
 
@@ -35,7 +36,9 @@ class RunFolder:
         self.updates = path / "updates"
         self.tensorboard = path / "tensorboard"
         self.published = path / "published"
+        self.pending = path / "report.pending.json"
         self.report = path / "report.json"
+        self.damaged = path / "damaged"
         self.status = path / "status.json"
         self.identity = path / "identity"
         self.log = path / "coordinator.log"
@@ -76,7 +79,10 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run. Raises RunFolderError where another process coordinates it."""
-        with (self.path / "coordinator.lock").open("w") as file:
+        lock = self.path / "coordinator.lock"
+        with storing(lock):
+            file = lock.open("w")
+        with file:
             end = time.monotonic() + _LOCK_SECONDS
             while True:
                 try:
@@ -91,6 +97,17 @@ class RunFolder:
                 time.sleep(0.05)
             yield
 
+    def sweep(self) -> None:
+        """Remove what a process that was killed was still writing. For whoever holds the run."""
+        for path in self.partial_files():
+            with storing(path):
+                path.unlink(missing_ok=True)
+
+    def partial_files(self) -> list[Path]:
+        """Files that were still being written when their process was killed."""
+        folders = (self.path, self.state, self.models, self.updates, self.start)
+        return sorted(path for folder in folders for path in folder.glob(".*.partial") if path.is_file())
+
     def is_locked(self) -> bool:
         """Whether a coordinator is running here."""
         try:
@@ -104,11 +121,14 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """Whether the study was trained and published to its end here."""
-        return self.report.exists() and self.read_status().get("state") == "finished"
+        with contextlib.suppress(RunFolderError):  # a status that cannot be read says nothing
+            return self.report.exists() and self.read_status().get("state") == "finished"
+        return False
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace `status.json`."""
-        write_atomically(self.status, json.dumps({"format": STATUS_FORMAT, **status}, indent=1), durable=False)
+        text = json.dumps({"format": STATUS_FORMAT, **status}, indent=1)
+        write_atomically(self.status, text, durable=False, failpoint="status.before")
 
     def read_status(self) -> dict[str, Any]:
         """What the coordinator last said of itself, and `running`: whether it is alive now.
@@ -133,23 +153,73 @@ class RunFolder:
         return status
 
 
-def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+def write_atomically(path: Path, text: str, *, durable: bool = True, failpoint: str | None = None) -> None:
     """Replace the file: readers see the old text or the new one; durable also after a power cut if asked.
 
     Raises
     ------
-    RunFolderError : the file cannot be written.
+    RunFolderError : the file cannot be written; the old one is as it was, and nothing is left beside it.
     """
-    try:
+    with storing(path):
+        if failpoint is not None:
+            failpoints.hit(failpoint)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+            raise
+        if durable:
+            sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Around what writes or removes `path`: a disk that does not take it is a RunFolderError with the way out."""
+    try:
+        yield
     except OSError as error:
         raise RunFolderError(
-            f"{path}: cannot be written ({error.strerror}); check its folder and free space"
+            f"{path}: cannot be written ({error.strerror or error}); free space, or make the disk writable, and start "
+            "again with the same command: what was finished is kept"
         ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes durable which files the folder holds."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_name(path: Path) -> Path:
+    """The path, or one beside it that is not taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
+
+
+def set_aside(path: Path, run: Path) -> Path | None:
+    """Moves a file or folder that is damaged to `damaged/` in the run folder; returns where it lies now.
+
+    None where there was nothing. Raises RunFolderError where it cannot be moved.
+    """
+    if not path.exists():
+        return None
+    with storing(path):
+        folder = run / "damaged"
+        folder.mkdir(exist_ok=True)
+        target = free_name(folder / path.name)
+        path.replace(target)
+    return target

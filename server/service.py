@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from common.errors import RunFolderError, WireError
+from common.errors import RunFolderError
+from common.failpoints import hit
 from common.version import VERSION
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
-from common.wire.tensors import BlobWriter, Stored, encode_chunks, read_tensors
-from server.federation import TAKEN_OVER, Call, Connection, Federation
+from common.wire.tensors import encode_chunks
+from server.federation import TAKEN_OVER, Call, Connection, Federation, Pause
+from server.intake import Intake, NotYet, Offer, Superseded, Verdict
 from server.rounds import Kind, Stage
-from server.serving import Published, require_site
+from server.serving import Malformed, Published, first_of, header_fault, receipt_of, require_site
 
+_log = logging.getLogger("wardround.coordinator")
 _KINDS = {Kind.TRAIN: pb.TRAIN, Kind.EVALUATE: pb.EVALUATE}
+_KIND_OF = {number: kind for kind, number in _KINDS.items()}
+_STAGES = {stage.value: stage for stage in (Stage.DOWNLOAD, Stage.TRAINING, Stage.EVALUATION, Stage.UPLOAD)}
+_MOST_LETTERS = 300  # of a reason or a version; a site's own are shorter
+_MOST_PROCESS_BYTES = 64
 
 
 class FederationService(rpc.FederationServicer):
@@ -31,6 +38,7 @@ class FederationService(rpc.FederationServicer):
         self._published = Published(federation.study, published)
         self._study = federation.study.name
         self._digest = federation.plan.digest
+        self._intake = Intake(federation)
 
     # --- the calls -----------------------------------------------------------------------------------------------
 
@@ -38,17 +46,19 @@ class FederationService(rpc.FederationServicer):
         self, requests: AsyncIterator[pb.SiteMessage], context: Any
     ) -> AsyncIterator[pb.CoordinatorMessage]:
         """Holds a site's control stream for as long as it lasts."""
-        first = await anext(aiter(requests), None)
-        if first is None:
-            return
+        first = await first_of(requests, context)
         await self._check(first.envelope, context)
+        hello = first.hello
         if first.WhichOneof("body") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected hello as the first message")
+            await _abort_malformed(context, "expected hello as the first message")
+        if len(hello.version) > _MOST_LETTERS or len(hello.process) > _MOST_PROCESS_BYTES:
+            await _abort_malformed(context, "hello: its version or process is too long")
         connection = Connection(
             first.envelope.site,
             context.peer(),
-            training_cases=first.hello.training_cases,
-            validation_cases=first.hello.validation_cases,
+            process=hello.process,
+            training_cases=hello.training_cases,
+            validation_cases=hello.validation_cases,
         )
         welcome = pb.Welcome(version=VERSION, rounds=self._federation.study.training.rounds)
         yield self._message(connection.site, welcome=welcome)
@@ -60,11 +70,10 @@ class FederationService(rpc.FederationServicer):
                 if item is None:  # the stream broke
                     return
                 if item is TAKEN_OVER:
-                    await context.abort(
-                        grpc.StatusCode.ABORTED,
-                        f"another process attends as {connection.site!r}; run one process a site, and stop the other",
-                    )
-                if isinstance(item, str):
+                    await self._end_older(connection, context)
+                if isinstance(item, Pause):
+                    yield self._message(connection.site, pausing=pb.Pausing(reason=item.reason))
+                elif isinstance(item, str):
                     yield self._message(connection.site, finished=pb.Finished(reason=item))
                 elif isinstance(item, Call) and item is self._federation.call:
                     yield self._message(connection.site, task=_task(item))
@@ -72,33 +81,60 @@ class FederationService(rpc.FederationServicer):
             reading.cancel()
             self._federation.disconnect(connection)
 
+    async def _end_older(self, connection: Connection, context: Any) -> None:
+        newer = self._federation.connections.get(connection.site)
+        if newer is not None and newer.process and newer.process == connection.process:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the site has come back on another line")
+        await context.abort(
+            grpc.StatusCode.ABORTED,
+            f"another process attends as {connection.site!r}; run one process a site, and stop the other",
+        )
+
     async def _listen(self, requests: AsyncIterator[pb.SiteMessage], connection: Connection, context: Any) -> None:
+        site = connection.site
         try:
             async for message in requests:
                 await self._check(message.envelope, context)
-                body = message.WhichOneof("body")
-                if body == "progress" and self._is_current(message.progress.task):
+                fault = _fault(message)
+                if fault:
+                    await _abort_malformed(context, fault)
+                if message.WhichOneof("body") == "leaving":
+                    _log.info("%s is stopped at its hospital: %s", site, message.leaving.reason)
+                    self._federation.left(site, message.leaving.reason)
+                    return
+                if self._federation.connections.get(site) is not connection:
+                    continue  # what a line that was taken over still brings
+                if message.WhichOneof("body") == "progress" and self._is_current(message.progress.task):
                     progress = message.progress
-                    self._federation.progressed(
-                        connection.site, _stage(progress.stage), progress.batch, progress.batches
-                    )
-                elif body == "failure" and self._is_current(message.failure.task):
-                    self._federation.failed(connection.site, message.failure.reason[:300])
+                    self._federation.progressed(site, _STAGES[progress.stage], progress.batch, progress.batches)
+                elif message.WhichOneof("body") == "failure" and self._is_current(message.failure.task):
+                    self._federation.failed(site, message.failure.reason)
         finally:
             connection.outbox.put_nowait(None)
 
     async def Download(self, request: pb.DownloadRequest, context: Any) -> AsyncIterator[pb.Chunk]:
-        """Streams the broadcast of the round under way."""
+        """Streams the broadcast of the round under way, from the byte on that the site asks for."""
         await self._check(request.envelope, context)
-        call = self._federation.call
+        site, call = request.envelope.site, self._federation.call
         if call is None or request.sha256 != call.broadcast.digest:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, "this broadcast belongs to no round under way; wait for a task"
-            )
+            await _abort_gone(context)
         assert call is not None
+        if request.offset > call.broadcast.size:
+            await context.abort(
+                grpc.StatusCode.OUT_OF_RANGE,
+                f"the broadcast has {call.broadcast.size} bytes, it was asked for from byte {request.offset} on",
+            )
+        position = 0
         for chunk in encode_chunks(call.broadcast.tensors):
-            call.bytes_down[request.envelope.site] = call.bytes_down.get(request.envelope.site, 0) + len(chunk)
-            yield pb.Chunk(data=bytes(chunk))
+            begin, position = position, position + len(chunk)
+            if position <= request.offset:
+                continue
+            if self._federation.call is not call:
+                await _abort_gone(context)
+            rest = bytes(chunk[max(0, request.offset - begin) :])
+            call.bytes_down[site] = call.bytes_down.get(site, 0) + len(rest)
+            yield pb.Chunk(data=rest)
+            self._federation.touched(site)
 
     async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.FetchMessage]:
         """Streams a published version."""
@@ -106,65 +142,41 @@ class FederationService(rpc.FederationServicer):
             async for message in messages:
                 yield message
 
-    async def Upload(self, requests: AsyncIterator[pb.UploadMessage], context: Any) -> pb.UploadReceipt:
-        """Takes an update; answers when it is on disk, verified, and journaled."""
-        started = time.monotonic()
-        first = await anext(aiter(requests), None)
-        if first is None or first.WhichOneof("body") != "header":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected the update's header as the first message")
-        assert first is not None
+    async def Upload(self, requests: AsyncIterator[pb.UploadMessage], context: Any) -> AsyncIterator[pb.UploadReply]:
+        """Takes an update; the receipt is sent when it is on disk, verified, and journaled."""
+        first = await first_of(requests, context)
         header = first.header
+        if first.WhichOneof("body") != "header":
+            await _abort_malformed(context, "expected the update's header as the first message")
         await self._check(header.envelope, context)
-        site, call = header.envelope.site, self._federation.call
-        refusal = self._refusal(header, site, call)
-        if refusal is not None or call is None:
-            return self._receipt(header, refusal or "")
+        fault = header_fault(header, self._federation.study)
+        if fault:
+            await _abort_malformed(context, fault)
+        positions: asyncio.Queue[int] = asyncio.Queue()
+        taking = asyncio.create_task(self._intake.take(_offer(header), _pieces(requests), positions.put))
+        asking = asyncio.create_task(positions.get())
         try:
-            stored = await self._store(requests, call, site)
-        except WireError as error:
-            return self._receipt(header, str(error), again=True)
+            await asyncio.wait([taking, asking], return_when=asyncio.FIRST_COMPLETED)
+            if not positions.empty() or asking.done():
+                yield pb.UploadReply(position=await asking)
+            verdict = await taking
+        except Malformed as error:
+            await _abort_malformed(context, str(error))
+            raise
+        except Superseded:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "a newer upload of this site goes on with this update")
+            raise
+        except NotYet:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator has only just started; come again")
+            raise
         except RunFolderError as error:
-            if self._federation.call is not call:  # the next round began by removing what was half here
-                return self._receipt(header, "the round closed before this update arrived")
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise
-        if self._federation.call is not call or not call.round.wants(site):
-            stored.path.unlink(missing_ok=True)
-            return self._receipt(header, "the round closed, or another copy came first, before this update arrived")
-        try:
-            self._federation.received(
-                call,
-                site,
-                stored,
-                cases=header.timing.cases,
-                download=header.timing.download,
-                work=header.timing.work,
-                upload=time.monotonic() - started,
-            )
-        except RunFolderError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        return self._receipt(header, None)
-
-    async def _store(self, requests: AsyncIterator[pb.UploadMessage], call: Call, site: str) -> Stored:
-        path = self._federation.update_path(call, site)
-        with BlobWriter(path, limit=call.update_size) as writer:
-            writing: asyncio.Future[None] = asyncio.ensure_future(asyncio.sleep(0))
-            try:
-                async for message in requests:
-                    await writing  # one chunk is written while the next is received
-                    if message.WhichOneof("body") == "data":
-                        writing = asyncio.ensure_future(asyncio.to_thread(writer.write, message.data))
-                        continue
-                    stored = await asyncio.to_thread(writer.commit, message.blob.sha256, message.blob.size)
-                    try:
-                        await asyncio.to_thread(read_tensors, stored.path, call.plan.sent)
-                    except WireError:
-                        stored.path.unlink(missing_ok=True)
-                        raise
-                    return stored
-            finally:
-                await asyncio.wait([writing])  # the file is not closed under a write
-        raise WireError(f"update of {site}: the stream ended before its digest; send it again")
+        finally:
+            asking.cancel()
+            taking.cancel()
+        yield pb.UploadReply(receipt=self._receipt(header, verdict))
+        hit("receipt.sent")
 
     # --- checks -----------------------------------------------------------------------------------------------------
 
@@ -183,23 +195,8 @@ class FederationService(rpc.FederationServicer):
         call = self._federation.call
         return call is not None and name.round == call.round.number and name.kind == _KINDS[call.round.kind]
 
-    def _refusal(self, header: pb.UploadHeader, site: str, call: Call | None) -> str | None:
-        if call is None or not self._is_current(header.task):
-            return f"round {header.task.round} is closed"
-        if not call.round.wants(site):
-            return "the update of this round is here already" if not call.round.closed else "the round is closed"
-        if header.blob.size != call.update_size:
-            return f"an update has {call.update_size} bytes, this one has {header.blob.size}"
-        return None
-
-    def _receipt(self, header: pb.UploadHeader, refusal: str | None, *, again: bool = False) -> pb.UploadReceipt:
-        return pb.UploadReceipt(
-            envelope=self._envelope(header.envelope.site),
-            task=header.task,
-            accepted=refusal is None,
-            reason=refusal or "",
-            again=again,
-        )
+    def _receipt(self, header: pb.UploadHeader, verdict: Verdict) -> pb.UploadReceipt:
+        return receipt_of(header, verdict.refusal, again=verdict.again)
 
     def _envelope(self, site: str) -> pb.Envelope:
         return pb.Envelope(study=self._study, plan_digest=self._digest, site=site)
@@ -217,12 +214,50 @@ def _task(call: Call) -> pb.Task:
     )
 
 
-def _stage(name: str) -> Stage:
-    try:
-        stage = Stage(name)
-    except ValueError:
-        return Stage.ASSIGNED
-    return stage if stage not in (Stage.DONE, Stage.FAILED) else Stage.ASSIGNED
+def _offer(header: pb.UploadHeader) -> Offer:
+    return Offer(
+        site=header.envelope.site,
+        kind=_KIND_OF[header.task.kind],
+        number=header.task.round,
+        attempt=header.task.attempt,
+        sha256=header.blob.sha256,
+        size=header.blob.size,
+        broadcast=header.broadcast_sha256,
+        cases=header.timing.cases,
+        download=header.timing.download,
+        work=header.timing.work,
+    )
+
+
+async def _pieces(requests: AsyncIterator[pb.UploadMessage]) -> AsyncIterator[bytes]:
+    async for message in requests:
+        if message.WhichOneof("body") != "data" or not message.data:
+            raise Malformed("expected a piece of the update, with at least one byte")
+        yield message.data
+
+
+def _fault(message: pb.SiteMessage) -> str:
+    """What is wrong with a later message of a control stream; "" if nothing is."""
+    body = message.WhichOneof("body")
+    if body == "progress":
+        progress = message.progress
+        if progress.stage not in _STAGES:
+            return f"progress: expected a stage among {', '.join(_STAGES)}, found another one"
+        if progress.batch > progress.batches:
+            return f"progress: batch {progress.batch} of {progress.batches}"
+        return ""
+    if body in ("failure", "leaving"):
+        letters = len(getattr(message, body).reason)
+        return "" if letters <= _MOST_LETTERS else f"{body}: a reason of {letters} letters, at most {_MOST_LETTERS}"
+    return f"expected progress, failure or leaving, found {body or 'nothing'}"
+
+
+async def _abort_malformed(context: Any, words: str) -> None:
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
+
+
+async def _abort_gone(context: Any) -> None:
+    await context.abort(grpc.StatusCode.NOT_FOUND, "this broadcast belongs to no round under way; wait for a task")
 
 
 async def answer(server: grpc.aio.Server, federation: Federation, published: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -23,10 +24,13 @@ from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
 from common.wire.tensors import CHUNK_BYTES
+from server.journal import read_history
+from server.replay import RunHistory
 from server.run_folder import RunFolder
 from server.versions import published_versions
 
 _log = logging.getLogger("wardround.coordinator")
+_FIRST_SECONDS = 60.0
 
 
 def bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
@@ -59,7 +63,7 @@ async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> in
     """
     address = parse_address(listen)
     server, port = bind(address, load_identity(identity))
-    rpc.add_FederationServicer_to_server(FinishedService(study, run.published), server)  # type: ignore[no-untyped-call]
+    rpc.add_FederationServicer_to_server(FinishedService(study, run.published, run.journal), server)  # type: ignore[no-untyped-call]
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,6 +94,45 @@ async def require_site(envelope: pb.Envelope, study: Study, context: Any) -> Non
         await context.abort(
             grpc.StatusCode.PERMISSION_DENIED, f"{envelope.site!r} is not in the cohort of study {study.name!r}"
         )
+
+
+class Malformed(Exception):
+    """A message that no site of this version sends; the words say what is wrong with it."""
+
+
+async def first_of(requests: AsyncIterator[Any], context: Any) -> Any:
+    """The first message of a stream; ends the call where none comes in good time."""
+    try:
+        async with asyncio.timeout(_FIRST_SECONDS):
+            first = await anext(aiter(requests), None)
+    except TimeoutError:
+        first = None
+    if first is None:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the stream ended, or waited, before its first message")
+    return first
+
+
+def header_fault(header: pb.UploadHeader, study: Study) -> str:
+    """What is wrong with what a site says of its update; "" if nothing is."""
+    timing = header.timing
+    if header.task.kind not in (pb.TRAIN, pb.EVALUATE):
+        return f"task: expected kind {pb.TRAIN} or {pb.EVALUATE}, found {header.task.kind}"
+    if not 1 <= header.task.round <= study.training.rounds:
+        return f"task: expected a round from 1 to {study.training.rounds}, found {header.task.round}"
+    if len(header.blob.sha256) != 32 or len(header.broadcast_sha256) != 32:
+        return "expected the SHA-256 of the update and of the broadcast, 32 bytes each"
+    if not 0 < header.blob.size < 2**62:
+        return f"expected an update of at least a byte, found one of {header.blob.size}"
+    if not all(math.isfinite(seconds) and seconds >= 0 for seconds in (timing.download, timing.work)):
+        return "timing: expected seconds of 0 or more"
+    return ""
+
+
+def receipt_of(header: pb.UploadHeader, refusal: str, *, again: bool = False) -> pb.UploadReceipt:
+    """The receipt of an update; it is accepted where there is no reason against it."""
+    return pb.UploadReceipt(
+        envelope=header.envelope, task=header.task, accepted=not refusal, reason=refusal, again=again
+    )
 
 
 class Published:
@@ -157,11 +200,19 @@ def _files_of(folder: Path) -> list[pb.PublishedFile]:
 
 
 class FinishedService(rpc.FederationServicer):
-    """A study that is over: its published versions can be fetched, and sites that attend are told so."""
+    """A study that is over: its published versions can be fetched, and sites that come late hear how it ended for them.
 
-    def __init__(self, study: Study, published: Path) -> None:
+    Parameters
+    ----------
+    study : of the run.
+    published : holds a folder a version.
+    journal : of the run; it says which updates were received.
+    """
+
+    def __init__(self, study: Study, published: Path, journal: Path) -> None:
         self._study = study
         self._published = Published(study, published)
+        self._journal = journal
 
     async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.FetchMessage]:
         """See `Published.fetch`."""
@@ -173,18 +224,44 @@ class FinishedService(rpc.FederationServicer):
         self, requests: AsyncIterator[pb.SiteMessage], context: Any
     ) -> AsyncIterator[pb.CoordinatorMessage]:
         """Tells the site that the study is over."""
-        first = await anext(aiter(requests), None)
-        if first is None:
-            return
-        await require_site(first.envelope, self._study, context)
-        if first.envelope.study != self._study.name:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"plan: the coordinator ran study {self._study.name!r}, the site came with {first.envelope.study!r}",
-            )
+        first = await first_of(requests, context)
+        await self._check(first.envelope, context)
         # The envelope is the site's own: there is no plan any more that could differ.
         yield pb.CoordinatorMessage(
             envelope=first.envelope, welcome=pb.Welcome(version=VERSION, rounds=self._study.training.rounds)
         )
         reason = f"study {self._study.name} is complete after {self._study.training.rounds} rounds"
         yield pb.CoordinatorMessage(envelope=first.envelope, finished=pb.Finished(reason=reason))
+
+    async def Upload(self, requests: AsyncIterator[pb.UploadMessage], context: Any) -> AsyncIterator[pb.UploadReply]:
+        """Tells the site whether its last update was taken; takes none."""
+        header = (await first_of(requests, context)).header
+        await self._check(header.envelope, context)
+        fault = header_fault(header, self._study)
+        if fault:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, fault)
+        history = await asyncio.to_thread(read_history, self._journal)
+        kind = "train" if header.task.kind == pb.TRAIN else "evaluate"
+        taken = was_received(history, kind, header.task.round, header.envelope.site, header)
+        yield pb.UploadReply(receipt=receipt_of(header, "" if taken else f"round {header.task.round} is closed"))
+
+    async def Download(self, request: pb.DownloadRequest, context: Any) -> AsyncIterator[pb.Chunk]:
+        """There is no broadcast any more."""
+        await self._check(request.envelope, context)
+        await context.abort(grpc.StatusCode.NOT_FOUND, "the study is over")
+        yield pb.Chunk()  # never; it makes this a stream
+
+    async def _check(self, envelope: pb.Envelope, context: Any) -> None:
+        await require_site(envelope, self._study, context)
+        if envelope.study != self._study.name:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"plan: the coordinator ran study {self._study.name!r}, the site came with {envelope.study!r}",
+            )
+
+
+def was_received(history: RunHistory, kind: str, number: int, site: str, header: pb.UploadHeader) -> bool:
+    """Whether the journal says that this very update entered, or will enter, the sum of its round."""
+    known = history.find(kind, number, header.broadcast_sha256.hex())
+    received = known.received.get(site) if known is not None else None
+    return received is not None and received.sha256 == header.blob.sha256.hex()

@@ -140,7 +140,8 @@ def _waiting(headline: str, status: Status) -> Description:
 
 
 def _in_progress(headline: str, status: Status, now: float) -> Description:
-    sites: Mapping[str, Mapping[str, Any]] = status.get("sites") or {}
+    everyone: Mapping[str, Mapping[str, Any]] = status.get("sites") or {}
+    sites = {site: part for site, part in everyone.items() if part.get("asked", True)}
     done = [site for site, part in sites.items() if part.get("stage") == "done"]
     failed = [site for site, part in sites.items() if part.get("stage") == "failed"]
     absent = [site for site, part in sites.items() if not part.get("connected") and site not in (*done, *failed)]
@@ -159,7 +160,7 @@ def _in_progress(headline: str, status: Status, now: float) -> Description:
         )
     cause = "; ".join(causes) + "."
 
-    quorum = int(status.get("quorum") or 0)
+    quorum = int(status.get("needed") or status.get("quorum") or 0)
     deadline = _deadline(status.get("deadline_at"), now)
     if not failed and not absent:
         return Description(
@@ -195,20 +196,23 @@ def _in_progress(headline: str, status: Status, now: float) -> Description:
 _STAGES = ("waiting", "assigned", "download", "training", "evaluation", "upload", "done", "failed")
 
 
-def _progress(part: Mapping[str, Any]) -> tuple[int, float]:
+def _progress(part: Mapping[str, Any]) -> tuple[bool, int, float]:
+    """Orders the sites at work: who shows no progress at all is last, and so comes first here."""
     name = str(part.get("stage", "waiting"))
     batches = int(part.get("batches") or 0)
-    return (_STAGES.index(name) if name in _STAGES else 0, int(part.get("batch") or 0) / batches if batches else 0.0)
+    done = int(part.get("batch") or 0) / batches if batches else 0.0
+    return (not part.get("no_progress_seconds"), _STAGES.index(name) if name in _STAGES else 0, done)
 
 
 def stage(part: Mapping[str, Any]) -> str:
-    """A site's stage with its batches, as in "training, batch 3 of 12"."""
+    """A site's stage with its batches, as in "training, batch 3 of 12, no progress for 75 s"."""
     name = str(part.get("stage") or "waiting")
     if name == "waiting":
         return "connected" if part.get("connected") else "not connected"
     if name in ("training", "evaluation") and part.get("batches"):
-        return f"{name}, batch {part.get('batch', 0)} of {part['batches']}"
-    return name
+        name = f"{name}, batch {part.get('batch', 0)} of {part['batches']}"
+    idle = int(part.get("no_progress_seconds") or 0)
+    return f"{name}, no progress for {f'{idle} s' if idle < 120 else duration(idle)}" if idle else name
 
 
 def _reason(part: Mapping[str, Any]) -> str:

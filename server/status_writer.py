@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("wardround.coordinator")
 _SHORTEST_INTERVAL = 0.25
+_LONGEST_INTERVAL = 5.0  # while sites are at work: that nothing happens is to be seen too
 
 
 class StatusWriter:
@@ -27,6 +29,7 @@ class StatusWriter:
         self._study = study
         self._dirty = asyncio.Event()
         self._started = time.time()
+        self._failing = False
         self.federation: Federation | None = None
         self.fields: dict[str, Any] = {
             "state": "starting",
@@ -50,16 +53,22 @@ class StatusWriter:
     async def run(self) -> None:
         """Writes until cancelled."""
         while True:
-            await self._dirty.wait()
+            with contextlib.suppress(TimeoutError):
+                at_work = self.federation is not None and self.federation.call is not None
+                async with asyncio.timeout(_LONGEST_INTERVAL if at_work else None):
+                    await self._dirty.wait()
             self._dirty.clear()
             try:
                 await asyncio.to_thread(self._run.write_status, self._snapshot())
+                self._failing = False
             except RunFolderError as error:  # a full disk stops the round itself, in its own words
-                _log.warning("%s", error)
+                if not self._failing:
+                    _log.warning("%s", error)
+                self._failing = True
             await asyncio.sleep(_SHORTEST_INTERVAL)
 
     def write(self) -> None:
-        """Writes now."""
+        """Writes now. Raises RunFolderError."""
         self._run.write_status(self._snapshot())
 
     def _snapshot(self) -> dict[str, Any]:
@@ -70,20 +79,23 @@ class StatusWriter:
         for name in self._study.cohort.sites:
             connection = connections.get(name)
             answer = call.round.answers.get(name) if call is not None else None
+            idle = federation.idle_seconds(name) if federation is not None else None
             sites[name] = {
                 "connected": connection is not None,
                 "stage": answer.stage.value if answer is not None else "waiting",
                 "batch": answer.batch if answer is not None else 0,
                 "batches": answer.batches if answer is not None else 0,
                 "reason": answer.reason if answer is not None else "",
+                "asked": call is None or name in call.round.asked,
+                "no_progress_seconds": round(idle) if idle is not None else None,
                 "training_cases": connection.training_cases if connection is not None else 0,
                 "validation_cases": connection.validation_cases if connection is not None else 0,
             }
         fields = dict(self.fields)
         if call is not None and fields["state"] not in ("failed", "stopped"):
-            below = len([name for name in call.round.sites if name in connections or not call.round.wants(name)])
+            able = len([name for name in call.round.asked if name in connections or not call.round.wants(name)])
             working = "training" if call.round.kind.value == "train" else "evaluating"
-            fields["state"] = working if below >= call.round.quorum else "waiting for sites"
+            fields["state"] = working if able >= call.round.needed else "waiting for sites"
         elif fields["state"] == "waiting for sites" and federation is not None and federation.begun:
             fields["state"] = "evaluating"  # on the holdout, between the cohort's calls
         if federation is not None and federation.notice:
@@ -95,6 +107,7 @@ class StatusWriter:
             "round": call.round.number if call is not None else (fields["last"] or {}).get("round", 0),
             "rounds": self._study.training.rounds,
             "quorum": self._study.cohort.quorum,
+            "needed": call.round.needed if call is not None else self._study.cohort.quorum,
             "attempt": call.round.attempt if call is not None else 1,
             "kind": call.round.kind.value if call is not None else None,
             "deadline_at": call.deadline - time.monotonic() + time.time() if call is not None else None,

@@ -27,6 +27,8 @@ _COMMON_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # A ping every 20 s, 10 s to answer: a VPN link that died without a word is noticed in about 30 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # The same of the pings by which gRPC measures a line that carries data: it would wait a minute.
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )
@@ -44,7 +46,7 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     *_COMMON_OPTIONS,
     # Below the sites' 20 s: a server hangs up on clients that ping more often than this.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # What a site may send before it is read. gRPC would measure the link and let each fill tens of megabytes here.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1024 * 1024),

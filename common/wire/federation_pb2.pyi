@@ -54,14 +54,16 @@ class Task(_message.Message):
     def __init__(self, name: _Optional[_Union[TaskName, _Mapping]] = ..., broadcast: _Optional[_Union[Blob, _Mapping]] = ..., scalars: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "training_cases", "validation_cases")
+    __slots__ = ("version", "training_cases", "validation_cases", "process")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TRAINING_CASES_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_CASES_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
     version: str
     training_cases: int
     validation_cases: int
-    def __init__(self, version: _Optional[str] = ..., training_cases: _Optional[int] = ..., validation_cases: _Optional[int] = ...) -> None: ...
+    process: bytes
+    def __init__(self, version: _Optional[str] = ..., training_cases: _Optional[int] = ..., validation_cases: _Optional[int] = ..., process: _Optional[bytes] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("task", "stage", "batch", "batches")
@@ -83,17 +85,25 @@ class Failure(_message.Message):
     reason: str
     def __init__(self, task: _Optional[_Union[TaskName, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class Leaving(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
 class SiteMessage(_message.Message):
-    __slots__ = ("envelope", "hello", "progress", "failure")
+    __slots__ = ("envelope", "hello", "progress", "failure", "leaving")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     hello: Hello
     progress: Progress
     failure: Failure
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    leaving: Leaving
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("version", "rounds")
@@ -109,27 +119,37 @@ class Finished(_message.Message):
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
+class Pausing(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("envelope", "welcome", "task", "finished")
+    __slots__ = ("envelope", "welcome", "task", "finished", "pausing")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PAUSING_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     welcome: Welcome
     task: Task
     finished: Finished
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    pausing: Pausing
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., pausing: _Optional[_Union[Pausing, _Mapping]] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
-    __slots__ = ("envelope", "task", "sha256")
+    __slots__ = ("envelope", "task", "sha256", "offset")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     task: TaskName
     sha256: bytes
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    offset: int
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., sha256: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("data",)
@@ -138,16 +158,18 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("envelope", "task", "blob", "timing")
+    __slots__ = ("envelope", "task", "blob", "timing", "broadcast_sha256")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     BLOB_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    BROADCAST_SHA256_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     task: TaskName
     blob: Blob
     timing: Timing
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    broadcast_sha256: bytes
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., broadcast_sha256: _Optional[bytes] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("download", "work", "cases")
@@ -160,14 +182,20 @@ class Timing(_message.Message):
     def __init__(self, download: _Optional[float] = ..., work: _Optional[float] = ..., cases: _Optional[int] = ...) -> None: ...
 
 class UploadMessage(_message.Message):
-    __slots__ = ("header", "data", "blob")
+    __slots__ = ("header", "data")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
-    BLOB_FIELD_NUMBER: _ClassVar[int]
     header: UploadHeader
     data: bytes
-    blob: Blob
-    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadReply(_message.Message):
+    __slots__ = ("position", "receipt")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    receipt: UploadReceipt
+    def __init__(self, position: _Optional[int] = ..., receipt: _Optional[_Union[UploadReceipt, _Mapping]] = ...) -> None: ...
 
 class UploadReceipt(_message.Message):
     __slots__ = ("envelope", "task", "accepted", "reason", "again")

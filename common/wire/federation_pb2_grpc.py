@@ -24,10 +24,10 @@ class FederationStub(object):
                 request_serializer=common_dot_wire_dot_federation__pb2.DownloadRequest.SerializeToString,
                 response_deserializer=common_dot_wire_dot_federation__pb2.Chunk.FromString,
                 )
-        self.Upload = channel.stream_unary(
+        self.Upload = channel.stream_stream(
                 '/wardround.v1.Federation/Upload',
                 request_serializer=common_dot_wire_dot_federation__pb2.UploadMessage.SerializeToString,
-                response_deserializer=common_dot_wire_dot_federation__pb2.UploadReceipt.FromString,
+                response_deserializer=common_dot_wire_dot_federation__pb2.UploadReply.FromString,
                 )
         self.Fetch = channel.unary_stream(
                 '/wardround.v1.Federation/Fetch',
@@ -47,14 +47,16 @@ class FederationServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Download(self, request, context):
-        """The tensors of a broadcast, as chunks of the format in common/wire/tensors.py.
+        """The tensors of a broadcast, as chunks of the format in common/wire/tensors.py, from an offset on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """A finished update: its description, then its chunks. The receipt is sent when the update is on disk.
+        """A finished update. The site says which one; the coordinator answers how much of it it holds, or gives the receipt at
+        once; the site sends the rest, in chunks. The receipt is sent when the update is on disk and journaled. An update is
+        known by study, round, kind, site and digest: offered twice, it gets the same answer and counts once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,10 +82,10 @@ def add_FederationServicer_to_server(servicer, server):
                     request_deserializer=common_dot_wire_dot_federation__pb2.DownloadRequest.FromString,
                     response_serializer=common_dot_wire_dot_federation__pb2.Chunk.SerializeToString,
             ),
-            'Upload': grpc.stream_unary_rpc_method_handler(
+            'Upload': grpc.stream_stream_rpc_method_handler(
                     servicer.Upload,
                     request_deserializer=common_dot_wire_dot_federation__pb2.UploadMessage.FromString,
-                    response_serializer=common_dot_wire_dot_federation__pb2.UploadReceipt.SerializeToString,
+                    response_serializer=common_dot_wire_dot_federation__pb2.UploadReply.SerializeToString,
             ),
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
@@ -145,9 +147,9 @@ class Federation(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.stream_unary(request_iterator, target, '/wardround.v1.Federation/Upload',
+        return grpc.experimental.stream_stream(request_iterator, target, '/wardround.v1.Federation/Upload',
             common_dot_wire_dot_federation__pb2.UploadMessage.SerializeToString,
-            common_dot_wire_dot_federation__pb2.UploadReceipt.FromString,
+            common_dot_wire_dot_federation__pb2.UploadReply.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

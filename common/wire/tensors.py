@@ -39,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import RunFolderError, WireError
+from common.failpoints import hit
 
 Array = npt.NDArray[Any]
 """Of any dtype: which ones cross the wire is checked at run time."""
@@ -295,7 +296,7 @@ class BlobWriter:
         try:
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
         self._temporary = Path(name)
         self._file = os.fdopen(descriptor, "wb")
 
@@ -318,7 +319,7 @@ class BlobWriter:
         try:
             self._file.write(chunk)
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
 
     def commit(self, expected_digest: bytes, expected_size: int) -> Stored:
         """Put the blob in place, durable, if it has that SHA-256 digest and size; else raise WireError."""
@@ -337,11 +338,13 @@ class BlobWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+            hit("blob.before_rename")
             self._temporary.replace(self._path)
             self._committed = True
-            _sync_folder(self._path.parent)
+            hit("blob.renamed")
+            sync_folder(self._path.parent)
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
         return Stored(self._path, found, self._size)
 
     def __enter__(self) -> BlobWriter:
@@ -360,14 +363,15 @@ class BlobWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-def _cannot_write(path: Path, error: OSError) -> RunFolderError:
+def cannot_write(path: Path, error: OSError) -> RunFolderError:
+    """What to raise where a file cannot be written."""
     return RunFolderError(
         f"{path}: cannot be written ({error}); check that the folder exists, its owner, and free space"
     )
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable only once the folder that records it is.
+def sync_folder(folder: Path) -> None:
+    """Makes durable which files the folder names: a rename survives a power cut only then."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

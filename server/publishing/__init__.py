@@ -34,6 +34,7 @@ def publish(
     *,
     details: Mapping[str, object],
     progress: Callable[[str], None] = lambda _: None,
+    announce: Callable[[dict[str, Any], Path], None] = lambda report, partial: None,
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Convert, check, measure and describe a model; write it all to `folder`, whose name is the version.
@@ -53,6 +54,8 @@ def publish(
         card except for figures that do not exist (None, NaN).
     progress : callable
         Takes a sentence on what begins.
+    announce : callable
+        Takes what is returned and the folder that is about to become `folder`; nothing is published where it raises.
     threads : int or None
         Holdout cases in work at once; None: one a core.
 
@@ -97,4 +100,5 @@ def publish(
             "calibration": names if any(v.name == "int8" and not v.failure for v in variants) else [],
         }
         write_papers(study, network, variants, report, holdout, details, weights, golden, explanation, partial)
+        announce(report, partial)
     return report

@@ -12,6 +12,7 @@ import http.server
 import logging
 import queue
 import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,17 +59,23 @@ class Coordinator(rpc.FederationServicer):
     """Says what the test puts into `says` and keeps what it hears.
 
     `says` takes bodies of messages, whole messages, status codes (the stream ends with it) and None (it just ends).
-    Each download serves the next of `serves`, each upload is answered by the next of `answers`; by default all is well.
+    Each download serves the next of `serves` from the offset asked for on, each upload is answered by the next of
+    `answers`; by default all is well. Of an upload it holds the first of `holds` bytes, and all of those in `taken`.
     """
 
     def __init__(self, identity: Identity, port: int = 0) -> None:
         self.says: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.serves: list[Any] = []
         self.answers: list[Callable[[pb.UploadReceipt], None]] = []
+        self.breaks: list[grpc.StatusCode] = []
         self.heard: list[pb.SiteMessage] = []
-        self.downloads = 0
+        self.offsets: list[int] = []
+        self.holds: list[int] = []
+        self.taken: set[bytes] = set()
+        self.offered: list[pb.UploadHeader] = []
         self.uploads: list[tuple[pb.UploadHeader, bytes]] = []
         self.streams = 0
+        self.open = 0
         self._pool = ThreadPoolExecutor(8)
         self._server = grpc.server(self._pool, options=SERVER_OPTIONS)
         self._port = self._server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
@@ -87,6 +94,13 @@ class Coordinator(rpc.FederationServicer):
     def failures(self) -> list[str]:
         return [message.failure.reason for message in self.heard if message.WhichOneof("body") == "failure"]
 
+    @property
+    def downloads(self) -> int:
+        return len(self.offsets)
+
+    def left(self) -> list[str]:
+        return [message.leaving.reason for message in self.heard if message.WhichOneof("body") == "leaving"]
+
     def stop(self) -> None:
         self.says.put(None)
         self._server.stop(grace=None).wait()
@@ -95,6 +109,9 @@ class Coordinator(rpc.FederationServicer):
     def Attend(self, requests: Any, context: Any) -> Iterator[pb.CoordinatorMessage]:
         self.heard.append(next(requests))
         self.streams += 1
+        self.open += 1
+        if not context.add_callback(self._closed):
+            self._closed()
         ended = threading.Event()
 
         def listen() -> None:
@@ -109,30 +126,46 @@ class Coordinator(rpc.FederationServicer):
                 said = self.says.get(timeout=0.01)
             except queue.Empty:
                 continue
+            if not context.is_active():  # it is for the stream that comes next
+                self.says.put(said)
+                return
             if said is None:
                 return
             if isinstance(said, grpc.StatusCode):
                 context.abort(said, "the test says so")
             yield said
 
+    def _closed(self) -> None:
+        self.open -= 1
+
     def Download(self, request: pb.DownloadRequest, context: Any) -> Iterator[pb.Chunk]:
-        self.downloads += 1
+        self.offsets.append(request.offset)
         content = self.serves.pop(0) if self.serves else BROADCAST
         if isinstance(content, grpc.StatusCode):
             context.abort(content, "the test says so")
-        for begin in range(0, len(content), 2**16):
-            yield pb.Chunk(data=content[begin : begin + 2**16])
+        for begin in range(request.offset, len(content), 2**14):
+            yield pb.Chunk(data=content[begin : begin + 2**14])
+        if self.breaks:
+            context.abort(self.breaks.pop(0), "the line breaks")
 
-    def Upload(self, requests: Any, context: Any) -> pb.UploadReceipt:
-        messages = list(requests)
-        header, end = messages[0].header, messages[-1].blob
-        data = b"".join(message.data for message in messages[1:-1])
-        assert (end.size, end.sha256) == (len(data), hashlib.sha256(data).digest())
-        self.uploads.append((header, data))
+    def Upload(self, requests: Any, context: Any) -> Iterator[pb.UploadReply]:
+        header = next(requests).header
+        self.offered.append(header)
         receipt = pb.UploadReceipt(envelope=header.envelope, task=header.task, accepted=True)
+        if header.blob.sha256 in self.taken:
+            yield pb.UploadReply(receipt=receipt)
+            return
+        position = self.holds.pop(0) if self.holds else 0
+        yield pb.UploadReply(position=position)
+        data = b"".join(message.data for message in requests)
+        if len(data) != header.blob.size - position:
+            return  # the site wanted to know, or broke off
+        if position == 0:
+            assert header.blob.sha256 == hashlib.sha256(data).digest()
+        self.uploads.append((header, data))
         if self.answers:
             self.answers.pop(0)(receipt)
-        return receipt
+        yield pb.UploadReply(receipt=receipt)
 
 
 class Worker:
@@ -150,6 +183,8 @@ class Worker:
         self.swallow = False
         self.go = threading.Event()
         self.go.set()
+        self.stuck = threading.Event()
+        self.stuck.set()
 
     def expected(self, kind: str) -> Sequence[TensorSpec]:
         return (TensorSpec("float32", ()), TensorSpec("float32", (40_000,)))
@@ -161,6 +196,7 @@ class Worker:
             raise self.error
         try:
             on_batch(1, 2)
+            self.stuck.wait(PATIENCE)
             while not self.go.wait(0.005):
                 on_batch(1, 2)
         except Exception:
@@ -176,9 +212,13 @@ class Worker:
 class Running:
     """An agent in a thread, what it reported, and how it ended."""
 
-    def __init__(self, address: Address, identity: Identity, worker: Worker) -> None:
+    def __init__(
+        self, address: Address, identity: Identity, worker: Worker, folder: Path | None = None, site: str = "alpha"
+    ) -> None:
         self.reports: list[dict[str, Any]] = []
-        self.agent = Agent("digits", "alpha", worker, address, identity, self.reports.append)
+        self._temporary = tempfile.TemporaryDirectory() if folder is None else None
+        self.folder = folder or Path(self._temporary.name if self._temporary else "")
+        self.agent = Agent("digits", site, worker, address, identity, self.folder, self.reports.append)
         self.end: Future[str] = Future()
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -188,8 +228,16 @@ class Running:
         except BaseException as error:
             self.end.set_exception(error)
 
+    def said(self, field: str) -> Any:
+        """What it last reported of a field."""
+        return next((report[field] for report in reversed(self.reports) if field in report), "")
+
     def state(self) -> str:
-        return str(self.reports[-1]["state"]) if self.reports else ""
+        return str(self.said("state"))
+
+    def stop(self) -> None:
+        self.agent.stop()
+        self.end.exception(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +295,7 @@ def test_a_task_is_downloaded_worked_on_and_sent(
     np.testing.assert_array_equal(decode(data)[0], np.full(5, 4, np.float32))
     eventually(lambda: site.state() == "waiting")
     assert coordinator.heard[0].hello.training_cases == 3
+    assert header.broadcast_sha256 == hashlib.sha256(BROADCAST).digest()
     eventually(lambda: len(coordinator.stages()) == 3)
     assert coordinator.stages() == ["download", {"train": "training", "evaluate": "evaluation"}[name], "upload"]
     assert all(message.envelope == ENVELOPE for message in coordinator.heard)
@@ -427,6 +476,7 @@ def test_a_stop_ends_work_at_once(
     assert site.end.result(PROMPT) == ""
     assert worker.ended == [1]
     assert coordinator.uploads == []
+    assert coordinator.left() == ["stopped by its operator"]
     assert caplog.messages[-1] == STOPPED
     assert not any("given up" in message for message in caplog.messages)
 
@@ -435,6 +485,27 @@ def test_a_stop_ends_the_wait_for_a_task_at_once(coordinator: Coordinator, site:
     eventually(lambda: site.state() == "connected")
     site.agent.stop()
     assert site.end.result(PROMPT) == ""
+    assert coordinator.left() == ["stopped by its operator"]
+
+
+def test_a_stop_does_not_wait_for_a_batch_that_takes_long(
+    coordinator: Coordinator, site: Running, worker: Worker
+) -> None:
+    worker.stuck.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+    site.agent.stop()
+    assert site.end.result(PROMPT) == ""
+    worker.stuck.set()
+
+
+def test_a_stop_does_not_wait_for_a_line_that_is_stuck(coordinator: Coordinator, site: Running) -> None:
+    coordinator.answers = [lambda receipt: time.sleep(PROMPT + 2)]
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.uploads)
+    site.agent.stop()
+    assert site.end.result(PROMPT) == ""
+    assert list(site.folder.glob("updates/*/update.json"))
 
 
 def test_a_stop_ends_the_search_for_a_coordinator_at_once(
@@ -451,21 +522,72 @@ def test_a_stop_ends_the_search_for_a_coordinator_at_once(
 # The coordinator gone, or another. ----------------------------------------------------------------------------------
 
 
-def test_a_coordinator_that_goes_away_and_comes_back_is_found_again(
+def test_a_coordinator_that_goes_away_and_comes_back_is_found_again_and_the_work_went_on(
     start: Callable[..., Coordinator], coordinator: Coordinator, site: Running, worker: Worker
 ) -> None:
     worker.go.clear()
     coordinator.say(task=task(1))
     eventually(lambda: worker.begun)
     coordinator.stop()
-    eventually(lambda: worker.ended == [1])  # nobody waits for it any more
-    eventually(lambda: site.state() == "reconnecting")
+    eventually(lambda: "cannot be reached" in site.said("notice"))
+    assert site.state() == "training"
+    back = start(coordinator.address.port)
+    eventually(lambda: back.heard)
+    assert back.heard[0].hello.training_cases == 3
+    assert back.heard[0].hello.process == coordinator.heard[0].hello.process
+    again = task(1)
+    again.name.attempt = 2
+    back.say(task=again)
+    eventually(lambda: "training" in back.stages())
     worker.go.set()
+    eventually(lambda: back.uploads)
+    assert back.uploads[0][0].task.attempt == 2
+    assert (worker.begun, worker.ended) == ([("train", 1)], [])
+    assert back.downloads == 0
+
+
+def test_work_that_ends_while_the_coordinator_is_away_is_sent_when_it_is_back(
+    start: Callable[..., Coordinator], coordinator: Coordinator, site: Running, worker: Worker
+) -> None:
+    worker.go.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+    coordinator.stop()
+    worker.go.set()
+    eventually(lambda: list(site.folder.glob("updates/*/update.json")))
     back = start(coordinator.address.port)
     back.say(task=task(1))
     eventually(lambda: back.uploads)
-    assert back.heard[0].hello.training_cases == 3
-    assert worker.begun == [("train", 1)] * 2
+    assert worker.begun == [("train", 1)]
+    eventually(lambda: not list(site.folder.glob("updates/*/update.*")))
+
+
+def test_work_that_nobody_waits_for_any_more_when_the_coordinator_is_back_is_given_up(
+    start: Callable[..., Coordinator], coordinator: Coordinator, site: Running, worker: Worker
+) -> None:
+    worker.go.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+    coordinator.stop()
+    back = start(coordinator.address.port)
+    back.say(task=task(2))
+    eventually(lambda: len(worker.begun) == 2)
+    worker.go.set()
+    eventually(lambda: back.uploads)
+    assert worker.ended == [1]
+    assert [header.task.round for header, _ in back.uploads] == [2]
+
+
+def test_a_coordinator_that_pauses_is_told_of_and_dialled_on(
+    start: Callable[..., Coordinator], coordinator: Coordinator, site: Running
+) -> None:
+    coordinator.say(pausing=pb.Pausing(reason="it is stopped by SIGTERM"))
+    words = "the coordinator has been stopped and will be back (it is stopped by SIGTERM)"
+    eventually(lambda: site.said("notice") == words)
+    coordinator.stop()
+    eventually(lambda: site.said("notice").startswith(f"{words}; the coordinator at "))
+    back = start(coordinator.address.port)
+    eventually(lambda: back.heard and site.said("notice") == "")
 
 
 def test_a_coordinator_that_is_not_there_is_dialled_for_ever_and_told_once_a_minute(
@@ -519,6 +641,22 @@ def test_a_web_server_is_no_coordinator(identities: dict[str, Identity], web: Ca
     site = Running(Address("127.0.0.1", port), identities["alpha"], Worker())
     with pytest.raises(NetworkError, match=rf"127\.0\.0\.1:{port}: .* no coordinator .*; correct --coordinator"):
         site.end.result(PATIENCE)
+
+
+def test_something_else_that_answers_where_the_coordinator_was_is_waited_for_to_go(
+    start: Callable[..., Coordinator], coordinator: Coordinator, identities: dict[str, Identity], site: Running
+) -> None:
+    eventually(lambda: site.state() == "connected")
+    coordinator.stop()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", coordinator.address.port), _Http)  # a VPN's log-in page
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    reports = len(site.reports)
+    eventually(lambda: len(site.reports) > reports + 4)
+    server.shutdown()
+    server.server_close()
+    back = start(coordinator.address.port)
+    eventually(lambda: back.heard)
 
 
 def test_a_coordinator_whose_certificate_has_another_name_is_refused(

@@ -157,6 +157,45 @@ def test_a_site_that_fails_is_stopped_while_another_of_its_process_goes_on(
     assert "stopped, last seen training" in said() and "0003.tif" in said()
 
 
+_HANGING = """
+import logging, sys, threading, time
+from pathlib import Path
+from client import cli
+from client.job import THREAD
+from client.site_status import SiteStatus
+
+class Agent:
+    def __init__(self):
+        self.stopping = threading.Event()
+
+    def run(self):
+        threading.Thread(target=time.sleep, args=(600,), daemon=True, name=THREAD).start()  # a batch that takes long
+        status({"state": "training"})
+        print("training", flush=True)
+        self.stopping.wait()
+        return ""
+
+    def stop(self):
+        self.stopping.set()
+
+status = SiteStatus(Path(sys.argv[1]), "nuclei", "north")
+sys.exit(cli._run([Agent()], ["north"], [status]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_site_amid_a_batch_of_training(
+    tmp_path: Path, said: Callable[..., str], number: int, code: int
+) -> None:
+    command = [sys.executable, "-c", _HANGING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "training\n"
+        process.send_signal(number)
+        assert process.wait(5) == code
+    assert "stopped, last seen training" in said()
+
+
 def test_start_says_starting_while_it_checks_its_data(
     tmp_path: Path, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

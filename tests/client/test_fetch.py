@@ -76,7 +76,10 @@ def address(tiny_study: Callable[..., Study], folders: Path, published: Path) ->
     async def start() -> tuple[Any, int]:
         server = grpc.aio.server(options=SERVER_OPTIONS)
         port = server.add_secure_port("127.0.0.1:0", server_credentials(load_identity(folders / "coordinator")))
-        rpc.add_FederationServicer_to_server(FinishedService(tiny_study(), published), server)  # type: ignore[no-untyped-call]
+        rpc.add_FederationServicer_to_server(
+            FinishedService(tiny_study(), published, published.parent / "journal.sqlite"),  # type: ignore[no-untyped-call]
+            server,
+        )
         await server.start()
         return server, port
 

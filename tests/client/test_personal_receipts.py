@@ -308,6 +308,8 @@ def test_where_no_receipt_arrives_the_next_task_says_whether_the_update_was_take
     kind: int,
 ) -> None:
     def lost(receipt: pb.UploadReceipt) -> None:
+        if taken:
+            coordinator.taken.add(coordinator.offered[-1].blob.sha256)
         coordinator.says.put(grpc.StatusCode.UNAVAILABLE)
         raise RuntimeError("the line breaks")  # before the receipt is sent
 
@@ -324,6 +326,105 @@ def test_where_no_receipt_arrives_the_next_task_says_whether_the_update_was_take
     assert value_after(own(), 1) == through(1)
     if kind == pb.TRAIN:
         assert began(coordinator)[-1] == (2, through(1))
+
+
+def _lost(receipt: pb.UploadReceipt) -> None:
+    raise RuntimeError("the line breaks")  # before the receipt is sent
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
+def test_a_site_started_again_asks_whether_its_last_update_was_taken_before_it_goes_on(
+    coordinator: Coordinator,  # noqa: F811
+    identities: dict[str, Identity],  # noqa: F811
+    site: Running,
+    own: Callable[[], Path],
+    tmp_path: Path,
+    taken: bool,
+) -> None:
+    """An update that is whole at the coordinator may still be refused: only it can say so."""
+    coordinator.answers = [_lost]
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.streams == 2)
+    site.stop()
+    eventually(lambda: not coordinator.open)
+    assert names(own()) == ["000001.sent"]
+    if taken:
+        coordinator.taken.add(coordinator.offered[-1].blob.sha256)
+    again = Running(coordinator.address, identities["alpha"], doubling(tmp_path / "personal"), site.folder)  # type: ignore[arg-type]
+    try:
+        coordinator.say(task=task(2))
+        eventually(lambda: len(coordinator.uploads) == 2)
+        assert began(coordinator)[-1] == (2, through(1) if taken else START)
+        assert [header.task.round for header in coordinator.offered] == [1, 1, 2]
+    finally:
+        again.stop()
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
+def test_a_site_that_comes_back_after_the_study_hears_what_became_of_its_last_update(
+    coordinator: Coordinator,  # noqa: F811
+    site: Running,
+    own: Callable[[], Path],
+    taken: bool,
+) -> None:
+    coordinator.answers = [_lost]
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.streams == 2)
+    if taken:
+        coordinator.taken.add(coordinator.offered[-1].blob.sha256)
+    coordinator.say(finished=pb.Finished(reason="over"))
+    assert site.end.result(PATIENCE) == "over"
+    assert names(own()) == (["000001.tensors"] if taken else [])
+    assert not [path for path in site.folder.rglob("*") if path.is_file()]
+
+
+def test_an_update_is_sent_again_with_the_values_that_belong_to_it(
+    coordinator: Coordinator,  # noqa: F811
+    identities: dict[str, Identity],  # noqa: F811
+    site: Running,
+    own: Callable[[], Path],
+    tmp_path: Path,
+) -> None:
+    coordinator.answers = [_lost]
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.streams == 2)
+    site.stop()
+    eventually(lambda: not coordinator.open)
+    worker = doubling(tmp_path / "personal")
+    worker._worker.work = None  # type: ignore[assignment,method-assign]
+    again = Running(coordinator.address, identities["alpha"], worker, site.folder)  # type: ignore[arg-type]
+    try:
+        coordinator.say(task=task(1))
+        eventually(lambda: names(own()) == ["000001.tensors"])
+        assert len(coordinator.uploads) == 2
+        assert value_after(own(), 1) == through(1)
+    finally:
+        again.stop()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"other")], ids=["gone", "other"])
+def test_an_update_whose_values_do_not_belong_to_it_is_trained_again(
+    coordinator: Coordinator,  # noqa: F811
+    identities: dict[str, Identity],  # noqa: F811
+    site: Running,
+    own: Callable[[], Path],
+    tmp_path: Path,
+    damage: Callable[[Path], Any],
+) -> None:
+    coordinator.answers = [_lost]
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.streams == 2)
+    site.stop()
+    eventually(lambda: not coordinator.open)
+    damage(own() / "000001.sent")
+    again = Running(coordinator.address, identities["alpha"], doubling(tmp_path / "personal"), site.folder)  # type: ignore[arg-type]
+    try:
+        coordinator.say(task=task(1))
+        eventually(lambda: names(own()) == ["000001.tensors"])
+        assert began(coordinator) == [(1, START)] * 2
+        assert value_after(own(), 1) == through(1)
+    finally:
+        again.stop()
 
 
 def test_of_two_runs_of_one_study_and_plan_neither_goes_on_from_the_others_values(

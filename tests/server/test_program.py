@@ -1,12 +1,18 @@
-"""Which round's model a study publishes."""
+"""Which round's model a study publishes, and what the loop keeps while it writes."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import tensorflow_federated as tff
 
-from server.program import best_after
+from common.errors import RunFolderError
+from server.program import Releases, best_after, run_study
 
 
 def chosen(scores: Sequence[float | None]) -> tuple[int, float]:
@@ -34,3 +40,114 @@ def test_of_rounds_that_differ_by_chance_the_last_is_taken(scores: Sequence[floa
 
 def test_where_sites_do_not_validate_the_last_round_is_taken() -> None:
     assert chosen([None, None, None]) == (3, -1.0)
+
+
+class Disk:
+    """A program state manager on which a state takes as long as the test lets it."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.may_save = asyncio.Event()
+        self.fails = fails
+
+    async def load_latest(self, structure: Any) -> tuple[Any, int]:
+        return None, 0
+
+    async def save(self, program: Any, version: int) -> None:
+        if self.fails:
+            raise RunFolderError("state: cannot be written")
+        await self.may_save.wait()
+
+
+class Models:
+    """A release manager of models in memory, with the removal that the coordinator asks for."""
+
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+        self.removals: list[tuple[int, int]] = []
+
+    async def release(self, value: Any, key: int) -> None:
+        self.kept.append(key)
+
+    async def saved(self, number: int, best_round: int, score: float | None) -> None:
+        self.removals.append((number, best_round))
+        self.kept = [kept for kept in self.kept if kept == best_round or kept > number]
+
+
+class Data:
+    """A data source of nothing."""
+
+    def iterator(self) -> Data:
+        return self
+
+    def select(self, k: int | None = None) -> None:
+        return None
+
+
+def study_of(
+    scores: Sequence[float], disk: Disk, models: Models, monkeypatch: pytest.MonkeyPatch, meanwhile: Any, *rows: Any
+) -> Any:
+    """Runs the program on computations that are made up; `meanwhile` is awaited within each round of training."""
+    weights = SimpleNamespace(trainable=[np.float32(1)], non_trainable=[])
+    rounds = iter(scores)
+
+    async def train(state: int, data: Any) -> Any:
+        await meanwhile(state + 1)
+        return state + 1, {"client_work": {"train": {"loss": 0.5}}}
+
+    async def evaluate(*arguments: Any) -> Any:
+        return {"dice": next(rounds)}
+
+    async def value(structure: Any) -> Any:
+        return await structure if asyncio.iscoroutine(structure) else structure
+
+    monkeypatch.setattr(tff.program, "check_in_federated_context", lambda: None)
+    monkeypatch.setattr(tff.program, "materialize_value", value)
+    monkeypatch.setattr("server.program._evaluate", evaluate)
+    process = SimpleNamespace(initialize=lambda: 0, next=train, get_model_weights=lambda state: weights)
+    return run_study(
+        SimpleNamespace(train=process, evaluate=None),  # type: ignore[arg-type]
+        training_data=Data(),
+        validation_data=None,
+        rounds=len(scores),
+        classes=["cell"],
+        states=disk,
+        releases=Releases(rows, models, models.saved),  # type: ignore[arg-type]
+    )
+
+
+def test_on_a_slow_disk_the_newly_best_model_outlives_the_state_of_the_round_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        disk, models = Disk(), Models()
+        kept: list[list[int]] = []
+
+        async def meanwhile(number: int) -> None:
+            if number == 3:  # the state of round 1 was written all through round 2
+                kept.append(list(models.kept))
+
+        class Rows:
+            async def release(self, value: Any, key: int) -> None:
+                if key == 2:  # the model of round 2 is released, the state of round 1 is not saved
+                    assert models.kept == [1, 2]
+                    disk.may_save.set()
+
+        outcome = await study_of([0.5, 0.8, 0.4], disk, models, monkeypatch, meanwhile, Rows())
+        assert outcome.best_round == 2
+        assert models.removals[0] == (1, 1)
+        assert kept[0][-1] == 2
+        assert models.kept == [2]
+
+    asyncio.run(main())
+
+
+def test_a_disk_that_takes_no_state_ends_the_study_within_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async def meanwhile(number: int) -> None:
+            if number == 2:
+                await asyncio.Event().wait()  # the sites take hours
+
+        with pytest.raises(RunFolderError, match="cannot be written"):
+            await asyncio.wait_for(study_of([0.5, 0.8], Disk(fails=True), Models(), monkeypatch, meanwhile), 20)
+
+    asyncio.run(main())

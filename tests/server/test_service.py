@@ -39,6 +39,7 @@ from server.federation import Call, Federation, SiteData
 from server.journal import Journal
 from server.rounds import Stage
 from server.service import answer
+from server.serving import FinishedService
 
 PATIENCE = 20.0  # seconds until a test gives up; nothing here takes one
 SITES = ("alpha", "beta", "gamma")
@@ -99,6 +100,11 @@ def blob_of(tensors: Sequence[Any]) -> bytes:
     return b"".join(encode_chunks(tensors))
 
 
+def broadcast_of(weight: float) -> bytes:
+    """What a round on a state of this weight broadcasts."""
+    return blob_of([np.full(SIZE, weight, np.float32)])
+
+
 def sha256(blob: bytes) -> bytes:
     return hashlib.sha256(blob).digest()
 
@@ -122,6 +128,7 @@ class Coordinator:
         self.updates.mkdir(exist_ok=True)
         self.journal_file = folder / "journal.sqlite"
         self._rounds: list[Future[Any]] = []
+        self._stopped = False
         self._do(self._start(identity, port))
 
     async def _start(self, identity: Identity, port: int) -> None:
@@ -160,6 +167,10 @@ class Coordinator:
 
         self._do(expire())
 
+    def pause(self, reason: str) -> None:
+        """As when the coordinator is stopped."""
+        self._loop.call_soon_threadsafe(self.federation.pause, reason)
+
     def finish(self) -> None:
         """The study is over."""
         self._loop.call_soon_threadsafe(self.federation.finish, "over")
@@ -170,6 +181,9 @@ class Coordinator:
 
     def stop(self) -> None:
         """Ends as a process does, in the middle of whatever is under way."""
+        if self._stopped:
+            return
+        self._stopped = True
         for result in self._rounds:
             result.cancel()
         self._do(self._server.stop(grace=0))
@@ -182,9 +196,9 @@ class Coordinator:
 class Stream:
     """A control stream in raw messages."""
 
-    def __init__(self, site: Site, envelope: pb.Envelope) -> None:
+    def __init__(self, site: Site, envelope: pb.Envelope, process: bytes) -> None:
         self._outbox: queue.SimpleQueue[pb.SiteMessage | None] = queue.SimpleQueue()
-        self.say(envelope, hello=pb.Hello(version="test", training_cases=1))
+        self.say(envelope, hello=pb.Hello(version="test", training_cases=1, process=process))
         self._call = site.stub.Attend(iter(self._outbox.get, None), timeout=PATIENCE)
 
     def say(self, envelope: pb.Envelope, **body: Any) -> None:
@@ -207,23 +221,29 @@ class Stream:
 class Upload:
     """An upload of which the test decides when each part is sent."""
 
-    def __init__(self, site: Site, envelope: pb.Envelope, *, number: int = 1, size: int) -> None:
+    def __init__(self, site: Site, header: pb.UploadHeader) -> None:
         self._messages: queue.SimpleQueue[pb.UploadMessage | None] = queue.SimpleQueue()
-        task = pb.TaskName(kind=pb.TRAIN, round=number, attempt=1)
-        header = pb.UploadHeader(envelope=envelope, task=task, blob=pb.Blob(size=size))
-        self._messages.put(pb.UploadMessage(header=header))
-        self._call = site.stub.Upload.future(iter(self._messages.get, None), timeout=PATIENCE)
+        self.say(header=header)
+        self._call = site.stub.Upload(iter(self._messages.get, None), timeout=PATIENCE)
+
+    def say(self, **body: Any) -> None:
+        self._messages.put(pb.UploadMessage(**body))
 
     def send(self, data: bytes, piece: int = 100) -> None:
         for begin in range(0, len(data), piece):
-            self._messages.put(pb.UploadMessage(data=data[begin : begin + piece]))
+            self.say(data=data[begin : begin + piece])
 
-    def end(self, blob: pb.Blob | None = None) -> pb.UploadReceipt:
-        """Sends the digest, if given one, and waits for the receipt."""
-        if blob is not None:
-            self._messages.put(pb.UploadMessage(blob=blob))
+    def next(self) -> Any:
+        """The next answer: a position, or the receipt."""
+        reply = next(self._call)
+        return getattr(reply, reply.WhichOneof("body"))
+
+    def end(self) -> pb.UploadReceipt:
+        """Nothing more is sent; the receipt."""
         self._messages.put(None)
-        return self._call.result()
+        *_, last = self._call
+        assert last.WhichOneof("body") == "receipt"
+        return last.receipt
 
     def break_off(self) -> None:
         self._messages.put(None)
@@ -241,20 +261,34 @@ class Site:
         self.stub: Any = rpc.FederationStub(self._channel)  # type: ignore[no-untyped-call]
         self.envelope = pb.Envelope(study="digits", plan_digest=PLAN.digest, site=name)
 
-    def attend(self, envelope: pb.Envelope | None = None) -> Stream:
-        return Stream(self, envelope or self.envelope)
+    def attend(self, envelope: pb.Envelope | None = None, process: bytes = b"") -> Stream:
+        return Stream(self, envelope or self.envelope, process)
 
-    def begin_upload(self, size: int, *, number: int = 1, envelope: pb.Envelope | None = None) -> Upload:
-        return Upload(self, envelope or self.envelope, number=number, size=size)
+    def header(
+        self, blob: bytes, *, number: int = 1, envelope: pb.Envelope | None = None, weight: float = 0.0
+    ) -> pb.UploadHeader:
+        """What this site says of an update; its round broadcasts a state of this weight."""
+        return pb.UploadHeader(
+            envelope=envelope or self.envelope,
+            task=pb.TaskName(kind=pb.TRAIN, round=number, attempt=1),
+            blob=pb.Blob(sha256=sha256(blob), size=len(blob)),
+            broadcast_sha256=sha256(broadcast_of(weight)),
+        )
 
-    def upload(
-        self, tensors: Sequence[Any] | None = None, *, number: int = 1, envelope: pb.Envelope | None = None
-    ) -> pb.UploadReceipt:
+    def begin_upload(self, blob: bytes, **of: Any) -> Upload:
+        """Offers an update; see `header`."""
+        return Upload(self, self.header(blob, **of))
+
+    def upload(self, tensors: Sequence[Any] | None = None, **of: Any) -> pb.UploadReceipt:
         """Sends a whole update, the site's own unless given another."""
         blob = blob_of(update_of(self.name) if tensors is None else tensors)
-        upload = self.begin_upload(len(blob), number=number, envelope=envelope)
-        upload.send(blob)
-        return upload.end(pb.Blob(sha256=sha256(blob), size=len(blob)))
+        upload = self.begin_upload(blob, **of)
+        answer = upload.next()
+        if isinstance(answer, int):
+            upload.send(blob[answer:])
+            answer = upload.next()
+        upload.break_off()
+        return answer
 
     def close(self) -> None:
         self._channel.close()
@@ -369,12 +403,13 @@ def gamma(coordinator: Coordinator, connect: Callable[..., Site]) -> Site:
 
 
 @pytest.fixture
-def run(identities: dict[str, Identity]) -> Iterator[Callable[..., Future[str]]]:
+def run(identities: dict[str, Identity], tmp_path: Path) -> Iterator[Callable[..., Future[str]]]:
     """Runs an agent in a thread; the future holds what its `run` returns or raises."""
     agents: list[tuple[Agent, Future[str]]] = []
 
     def begin(coordinator: Coordinator, site: str, worker: Worker) -> Future[str]:
-        agent = Agent("digits", site, worker, coordinator.address, identities[site])
+        folder = tmp_path / "work" / f"{site}-{len(agents)}"
+        agent = Agent("digits", site, worker, coordinator.address, identities[site], folder)
         end: Future[str] = Future()
         agents.append((agent, end))
 
@@ -512,6 +547,37 @@ def test_a_second_stream_of_a_site_takes_over_and_the_first_is_told(coordinator:
     eventually(lambda: coordinator.stage("alpha") is Stage.WAITING)
 
 
+def test_a_second_stream_of_the_same_process_is_its_own_after_a_broken_line(
+    coordinator: Coordinator, alpha: Site
+) -> None:
+    coordinator.open()
+    first = alpha.attend(process=b"one process")
+    assert [type(first.next()) for _ in range(2)] == [pb.Welcome, pb.Task]
+    second = alpha.attend(process=b"one process")
+    assert [type(second.next()) for _ in range(2)] == [pb.Welcome, pb.Task]
+    assert first.refusal()[0] is grpc.StatusCode.UNAVAILABLE  # which no site takes as final
+    second.close()
+
+
+def test_a_site_that_leaves_is_taken_off_at_once(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    stream = alpha.attend()
+    assert [type(stream.next()) for _ in range(2)] == [pb.Welcome, pb.Task]
+    stream.say(alpha.envelope, leaving=pb.Leaving(reason="stopped by its operator"))
+    eventually(lambda: "alpha" not in coordinator.federation.connections)
+    assert coordinator.stage("alpha") is Stage.WAITING
+    stream.close()
+
+
+def test_a_coordinator_that_pauses_tells_its_sites(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    stream = alpha.attend()
+    assert [type(stream.next()) for _ in range(2)] == [pb.Welcome, pb.Task]
+    coordinator.pause("stopped by its operator")
+    assert stream.next().reason == "stopped by its operator"
+    stream.close()
+
+
 def test_of_two_agents_for_one_site_the_first_gives_up(
     coordinator: Coordinator, run: Callable[..., Future[str]]
 ) -> None:
@@ -530,31 +596,15 @@ def test_of_two_agents_for_one_site_the_first_gives_up(
 _WHOLE = blob_of(update_of("alpha"))
 _OTHER_TYPE = blob_of([np.full(SIZE, 1, np.int32), np.float32(1)])
 _FLIPPED = _WHOLE[:-7] + bytes([_WHOLE[-7] ^ 1]) + _WHOLE[-6:]
-_NOT_TAKEN: dict[str, tuple[bytes, pb.Blob | None]] = {
-    "another digest": (_WHOLE, pb.Blob(sha256=bytes(32), size=len(_WHOLE))),
-    "another size": (_WHOLE, pb.Blob(sha256=sha256(_WHOLE), size=len(_WHOLE) + 1)),
-    "a flipped bit": (_FLIPPED, pb.Blob(sha256=sha256(_WHOLE), size=len(_WHOLE))),
-    "bytes missing": (_WHOLE[:-1], pb.Blob(sha256=sha256(_WHOLE[:-1]), size=len(_WHOLE) - 1)),
-    "bytes too many": (_WHOLE + b"x", pb.Blob(sha256=sha256(_WHOLE + b"x"), size=len(_WHOLE) + 1)),
-    "no digest": (_WHOLE, None),
-    "cut off": (_WHOLE[:300], None),
-    "nothing": (b"", None),
-    "tensors of another type": (_OTHER_TYPE, pb.Blob(sha256=sha256(_OTHER_TYPE), size=len(_OTHER_TYPE))),
-}
 
 
-@pytest.mark.parametrize("damage", _NOT_TAKEN)
-def test_a_damaged_update_leaves_no_file_and_can_be_sent_again(
-    coordinator: Coordinator, alpha: Site, damage: str
-) -> None:
-    assert len(_OTHER_TYPE) == len(_WHOLE)  # so that only its types are wrong
+def test_a_damaged_update_leaves_no_file_and_can_be_sent_again(coordinator: Coordinator, alpha: Site) -> None:
     coordinator.open()
-    data, end = _NOT_TAKEN[damage]
-    upload = alpha.begin_upload(len(_WHOLE))
-    upload.send(data)
-    receipt = upload.end(end)
+    upload = alpha.begin_upload(_WHOLE)
+    upload.send(_FLIPPED)
+    receipt = upload.end()
     assert (receipt.accepted, receipt.again) == (False, True)
-    assert receipt.reason
+    assert "damaged on its way" in receipt.reason
     assert coordinator.files() == []
     assert coordinator.stage("alpha") is not Stage.DONE
 
@@ -564,54 +614,61 @@ def test_a_damaged_update_leaves_no_file_and_can_be_sent_again(
     assert [event["site"] for event in coordinator.journal.events("received")] == ["alpha"]
 
 
+def test_an_update_with_more_bytes_than_it_says_is_not_taken(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    upload = alpha.begin_upload(_WHOLE)
+    upload.say(data=_WHOLE + b"x")
+    receipt = upload.end()
+    assert (receipt.accepted, receipt.again) == (False, True)
+    assert coordinator.files() == []
+    assert alpha.upload().accepted
+
+
 def test_an_update_of_another_size_is_refused_before_it_is_received(coordinator: Coordinator, alpha: Site) -> None:
     coordinator.open()
     receipt = alpha.upload([np.zeros(SIZE * 1000, np.float32), np.int32(1)])
     assert (receipt.accepted, receipt.again) == (False, False)
     assert f"an update has {len(_WHOLE)} bytes" in receipt.reason
     assert coordinator.files() == []
+    assert coordinator.stage("alpha") is Stage.FAILED
 
 
-def test_an_upload_that_breaks_off_leaves_no_file(coordinator: Coordinator, alpha: Site) -> None:
-    coordinator.open()
-    upload = alpha.begin_upload(len(_WHOLE))
-    upload.send(_WHOLE[:300])
-    eventually(coordinator.files)
-    upload.break_off()
-    eventually(lambda: coordinator.files() == [])
-    assert alpha.upload().accepted
+_POISON: dict[str, tuple[list[Any], str]] = {
+    "not a number": ([np.full(SIZE, np.nan, np.float32), np.int32(1)], "not finite"),
+    "infinite": ([np.full(SIZE, -np.inf, np.float32), np.int32(1)], "not finite"),
+    "one value": ([np.array([0] * (SIZE - 1) + [np.inf], np.float32), np.int32(1)], "not finite"),
+    "absurd": ([np.full(SIZE, 1e6, np.float32), np.int32(1)], "absurd"),
+    "beyond float32's squares": ([np.full(SIZE, 3e38, np.float32), np.int32(1)], "absurd"),
+    "another type": ([np.full(SIZE, 1, np.int32), np.float32(1)], "expected float32"),
+}
 
 
-def test_a_second_update_is_refused_and_does_not_replace_the_first(
-    coordinator: Coordinator, alpha: Site, beta: Site, gamma: Site
+@pytest.mark.parametrize("poison", _POISON)
+def test_a_poisoned_update_is_refused_for_good_and_the_round_goes_on_without_its_site(
+    coordinator: Coordinator, alpha: Site, beta: Site, gamma: Site, poison: str
 ) -> None:
     result = coordinator.open()
-    assert alpha.upload().accepted
-    files = coordinator.files()
-    receipt = alpha.upload([np.full(SIZE, 9, np.float32), np.int32(1)])
+    tensors, words = _POISON[poison]
+    receipt = alpha.upload(tensors)
     assert (receipt.accepted, receipt.again) == (False, False)
-    assert "is here already" in receipt.reason
-    assert coordinator.files() == files
-    beta.upload()
-    gamma.upload()
-    assert _digits(result) == 123
+    assert words in receipt.reason
+    assert coordinator.files() == []
+    assert coordinator.stage("alpha") is Stage.FAILED
+    assert coordinator.call is not None
+    assert coordinator.call.round.answers["alpha"].reason == receipt.reason
+    (event,) = coordinator.journal.events("refused")
+    assert (event["site"], event["reason"]) == ("alpha", receipt.reason)
+    assert beta.upload().accepted
+    assert gamma.upload().accepted
+    assert _digits(result) == 23
 
 
-def test_of_two_uploads_at_once_the_first_to_arrive_whole_counts(
-    coordinator: Coordinator, alpha: Site, beta: Site, gamma: Site
-) -> None:
-    result = coordinator.open()
-    slow = blob_of([np.full(SIZE, 9, np.float32), np.int32(1)])
-    upload = alpha.begin_upload(len(slow))
-    upload.send(slow)
-    eventually(coordinator.files)
-    assert alpha.upload().accepted
-    receipt = upload.end(pb.Blob(sha256=sha256(slow), size=len(slow)))
-    assert (receipt.accepted, receipt.again) == (False, False)
-    assert len(coordinator.files()) == 1
-    beta.upload()
-    gamma.upload()
-    assert _digits(result) == 123
+def test_a_large_broadcast_allows_for_larger_updates(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open(weight=1e3)
+    assert alpha.upload([np.full(SIZE, 1e5, np.float32), np.int32(1)], weight=1e3).accepted
+
+
+# Broadcasts, and updates out of time. ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("next_round", [False, True], ids=["nothing", "the next round"])
@@ -622,21 +679,22 @@ def test_an_update_that_arrives_after_its_round_was_closed_is_refused_and_leaves
     alpha.upload()
     beta.upload()
     blob = blob_of(update_of("gamma"))
-    upload = gamma.begin_upload(len(blob))
-    upload.send(blob)
+    upload = gamma.begin_upload(blob)
+    upload.send(blob[:300])
     eventually(lambda: len(coordinator.files()) == 3)
     coordinator.pass_deadline()
     assert _digits(result) == 12
     if next_round:
         coordinator.open(2)
-    receipt = upload.end(pb.Blob(sha256=sha256(blob), size=len(blob)))
+    upload.send(blob[300:])
+    receipt = upload.end()
     assert (receipt.accepted, receipt.again) == (False, False)
     assert "closed" in receipt.reason
-    assert coordinator.files() == []
+    assert not [name for name in coordinator.files() if "gamma" in name]
 
     receipt = gamma.upload()
     assert (receipt.accepted, receipt.reason) == (False, "round 1 is closed")
-    assert coordinator.files() == []
+    assert not [name for name in coordinator.files() if "gamma" in name]
     if next_round:
         assert gamma.upload(number=2).accepted
 
@@ -659,6 +717,66 @@ def test_a_task_names_the_broadcast_that_is_served(coordinator: Coordinator, alp
     assert decode(task.scalars) == [np.float32(0.5)]
 
 
+def test_a_broadcast_is_served_from_the_byte_on_that_is_asked_for(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open(weight=0.25)
+    whole = broadcast_of(0.25)
+    for offset in (0, 1, 63, 64, len(whole) - 1, len(whole)):
+        request = pb.DownloadRequest(envelope=alpha.envelope, sha256=sha256(whole), offset=offset)
+        assert b"".join(chunk.data for chunk in alpha.stub.Download(request)) == whole[offset:]
+
+
+def test_an_update_of_a_round_to_come_is_refused(coordinator: Coordinator, alpha: Site) -> None:
+    coordinator.open()
+    assert alpha.upload(number=2).reason == "round 2 is not under way"
+
+
+def test_an_update_that_comes_before_the_first_round_since_a_start_is_told_to_come_again(
+    coordinator: Coordinator, alpha: Site
+) -> None:
+    code, words = refusal(alpha.upload)
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "come again" in words
+    coordinator.open()
+    assert alpha.upload().accepted
+
+
+@pytest.mark.parametrize("site", ["alpha", "gamma"])
+def test_after_the_end_a_site_hears_whether_its_update_was_taken(
+    started: Callable[..., Coordinator],
+    connect: Callable[..., Site],
+    loop: asyncio.AbstractEventLoop,
+    identities: dict[str, Identity],
+    site: str,
+) -> None:
+    coordinator = started()
+    result = coordinator.open()
+    for each in ("alpha", "beta"):
+        connect(coordinator, each).upload()
+    coordinator.pass_deadline()
+    assert _digits(result) == 12
+    coordinator.stop()
+
+    async def serve() -> tuple[Any, int]:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        port = server.add_secure_port("127.0.0.1:0", server_credentials(identities["coordinator"]))
+        service = FinishedService(STUDY, coordinator.published, coordinator.journal_file)
+        rpc.add_FederationServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        await server.start()
+        return server, port
+
+    server, port = asyncio.run_coroutine_threadsafe(serve(), loop).result(PATIENCE)
+    coordinator.address = Address("127.0.0.1", port)
+    late = connect(coordinator, site)
+    receipt = late.upload()
+    assert (receipt.accepted, receipt.again) == (site == "alpha", False)
+    stream = late.attend()
+    assert [type(stream.next()) for _ in range(2)] == [pb.Welcome, pb.Finished]
+    stream.close()
+    other = late.begin_upload(blob_of([np.full(SIZE, 9, np.float32), np.int32(1)]))
+    assert other.next().reason == "round 1 is closed"
+    asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(PATIENCE)
+
+
 # What becomes of updates. -------------------------------------------------------------------------------------------
 
 
@@ -678,7 +796,6 @@ def test_updates_are_summed_in_name_order_whatever_the_order_of_arrival(
         for site in order:
             assert site.upload(number=number).accepted
         assert _digits(result) == 123, [site.name for site in order]
-        assert coordinator.files() == []
 
 
 def test_agents_and_federation_finish_rounds_together(
@@ -758,12 +875,11 @@ def test_acknowledged_updates_are_taken_up_after_a_restart(
     (file,) = coordinator.files()
     for _ in range(restarts):
         coordinator.stop()
-        (coordinator.updates / ".torn.partial").write_bytes(b"half an update")
         coordinator = started()
         result = coordinator.open()
     assert coordinator.files() == [file]
     assert coordinator.stage("alpha") is Stage.DONE
-    assert "here already" in connect(coordinator, "alpha").upload().reason
+    assert connect(coordinator, "alpha").begin_upload(_WHOLE).next().accepted
     for site in ("gamma", "beta"):
         assert connect(coordinator, site).upload().accepted
     assert _digits(result) == 123
@@ -802,12 +918,14 @@ def test_updates_of_another_state_of_the_model_are_not_taken_up_after_a_restart(
 ) -> None:
     first = started()
     first.open(weight=1.0)
-    assert connect(first, "alpha").upload().accepted
+    assert connect(first, "alpha").upload(weight=1.0).accepted
     first.stop()
     second = started()
     second.open(weight=2.0)
     assert second.stage("alpha") is Stage.WAITING
-    assert second.files() == []
+    alpha = connect(second, "alpha")
+    assert "other weights" in alpha.upload(weight=1.0).reason
+    assert alpha.upload(weight=2.0).accepted
 
 
 def test_agents_find_a_restarted_coordinator_by_themselves_and_the_round_goes_on(

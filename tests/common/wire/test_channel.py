@@ -17,6 +17,7 @@ from common.wire.channel import CHANNEL_OPTIONS, SERVER_OPTIONS, Address, parse_
 from common.wire.tensors import MAX_MESSAGE_BYTES
 
 import grpc  # isort: skip  (after common.wire.channel, which sets what grpc reads at import)
+from grpc._cython import cygrpc  # isort: skip
 
 ROOT = Path(__file__).parents[3]
 
@@ -161,10 +162,16 @@ def test_identities_of_the_wrong_role_are_refused(folder: Path) -> None:
         channel.channel_credentials(load_identity(folder / "nuclei" / "coordinator"))
 
 
+def test_grpc_knows_every_option() -> None:
+    """It says nothing of one that it does not know, such as a misspelt one."""
+    binary = Path(cygrpc.__file__).read_bytes()
+    assert [name for name, _ in (*CHANNEL_OPTIONS, *SERVER_OPTIONS) if name.encode() + b"\0" not in binary] == []
+
+
 def test_keepalive_of_sites_is_tolerated_by_the_server() -> None:
     client, server = dict(CHANNEL_OPTIONS), dict(SERVER_OPTIONS)
     assert client["grpc.keepalive_time_ms"] + client["grpc.keepalive_timeout_ms"] == 30_000
-    assert server["grpc.http2.min_recv_ping_interval_without_data_ms"] < client["grpc.keepalive_time_ms"]
+    assert server["grpc.http2.min_ping_interval_without_data_ms"] < client["grpc.keepalive_time_ms"]
 
 
 @pytest.mark.parametrize(

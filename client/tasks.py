@@ -1,0 +1,294 @@
+"""What a site does for a task: the broadcast down, the work, the update up, and what becomes of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from client.control import Control
+from client.datasets import Cancelled
+from client.job import Job
+from client.outbox import Outbox, PendingUpdate, TaskKey
+from client.transfer import BroadcastStore, join_scalars, upload, was_taken
+from client.work import Keeper, Worker
+from common.errors import DataError, RunFolderError, WireError
+from common.wire import federation_pb2 as pb
+from common.wire.partial import disk_hit
+
+_log = logging.getLogger("wardround.site")
+KINDS = {pb.TRAIN: "train", pb.EVALUATE: "evaluate"}
+_KIND_NUMBERS = {name: number for number, name in KINDS.items()}
+_STAGES = {"train": "training", "evaluate": "evaluation"}
+_PROGRESS_SECONDS = 0.5
+_SETTLE_SECONDS = 10.0
+_TRIES = 3
+_T = TypeVar("_T")
+
+
+class Tasks:
+    """The tasks of one agent, one at a time. Its methods are called by one thread; the work is done in another.
+
+    Parameters
+    ----------
+    envelope : of the agent's messages.
+    worker : does the work.
+    broadcasts, updates : folders for the broadcast, and for an update without an answer (of this run alone).
+    stopping : set when the agent is to end.
+    report : see `Agent`.
+    done : called, in another thread, with a job that has ended; its `worked` is due then.
+    """
+
+    def __init__(
+        self,
+        envelope: pb.Envelope,
+        worker: Worker,
+        broadcasts: Path,
+        updates: Path,
+        *,
+        stopping: threading.Event,
+        report: Callable[[dict[str, Any]], None],
+        done: Callable[[Job], None],
+    ) -> None:
+        self._envelope = envelope
+        self._worker = worker
+        self._keeper = worker if isinstance(worker, Keeper) else None
+        self._broadcasts = BroadcastStore(broadcasts)
+        self._outbox = Outbox(updates)
+        self._stopping = stopping
+        self._report = report
+        self._done = done
+        self._control: Control | None = None
+        self._stub: Any = None
+        self._task: pb.Task | None = None  # what the coordinator waits for on this line
+        self._job: Job | None = None
+        self._progress_due = 0.0
+
+    @property
+    def working(self) -> bool:
+        """Whether there is work under way."""
+        return self._job is not None and not self._job.ended.is_set()
+
+    def attend(self, control: Control | None, stub: Any) -> None:
+        """A control stream has opened, with the service beside it; None where it has ended."""
+        self._control, self._stub, self._task = control, stub, None
+
+    def begin(self, task: pb.Task, count: int) -> None:
+        """Does a task, up to its work's beginning; goes on with what there is of it. `count`: see `Said`.
+
+        Raises
+        ------
+        Cancelled : the coordinator asks something newer, or the agent is to stop.
+        DataError, RunFolderError : the site cannot go on; the coordinator was told so.
+        grpc.RpcError : the line broke.
+        """
+        disk_hit("site.task", Path())
+        key = TaskKey.of(KINDS[task.name.kind], task)
+        self._task = task
+        if self._job is not None and self._job.key == key and not self._job.cancelled:
+            self._job.task = task
+            self._say(self._job, self._job.batch, self._job.batches)
+            return
+        self._end_job()
+        try:
+            pending = self._outbox.pending()
+            if pending is not None and pending.key == key and self._fits(pending):
+                _log.info("round %d (%s): its update is here already, and is sent", key.number, key.kind)
+                self._deliver(pending, task)
+                return
+            self._settle(None)
+            self._start(task, key, count)
+        except RunFolderError:
+            self._fail(task, "its work folder can no longer be used")
+            raise
+        except WireError as error:
+            _log.warning("round %d (%s): %s", key.number, key.kind, error)
+            self._fail(task, "broadcast or update were damaged on the line, several times")
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            _log.info("round %d (%s): over already", key.number, key.kind)
+
+    def worked(self, job: Job) -> None:
+        """A job has ended: sends its update if the coordinator waits for it; raises as `begin` does."""
+        if job is not self._job:
+            return
+        self._job = None
+        task = self._task
+        if job.error is not None:
+            reason = "its work folder can no longer be used"
+            if isinstance(job.error, DataError):
+                reason = "its data can no longer be read"
+            if isinstance(job.error, DataError | RunFolderError):
+                self._fail(job.task, reason)
+            raise job.error
+        if job.pending is None or task is None or TaskKey.of(KINDS[task.name.kind], task) != job.key:
+            return  # it is in the outbox until its task comes again
+        try:
+            self._deliver(job.pending, task)
+        except RunFolderError:
+            self._fail(task, "its work folder can no longer be used")
+            raise
+        except WireError as error:
+            _log.warning("round %d (%s): %s", job.key.number, job.key.kind, error)
+            self._fail(task, "broadcast or update were damaged on the line, several times")
+        except Cancelled:
+            pass
+
+    def finish(self) -> None:
+        """The study is over: what waits for an answer gets it, and nothing of the study's transfers stays here."""
+        self._end_job()
+        try:
+            self._settle(_SETTLE_SECONDS)
+        except grpc.RpcError as error:
+            _log.warning(
+                "whether the last update was taken could not be heard (%s); start the site again while the coordinator "
+                "runs with --serve",
+                error.details(),
+            )
+        self._broadcasts.clear()
+
+    def cancel(self, seconds: float) -> None:
+        """Ends the work; waits so long for a batch under way."""
+        if self._job is not None:
+            self._job.cancel()
+            self._job.ended.wait(seconds)
+
+    # --- the parts of a task ------------------------------------------------------------------------------------------
+
+    def _start(self, task: pb.Task, key: TaskKey, count: int) -> None:
+        control = self._control
+        assert control is not None
+
+        def step() -> None:
+            if self._stopping.is_set() or control.asked != count:
+                raise Cancelled
+
+        self._report({"notice": ""})
+        self._say_stage(task, "download")
+        tensors = _again_if_damaged(lambda: self._broadcasts.fetch(self._stub, self._envelope, task, step))
+        broadcast = join_scalars(tensors, task.scalars, self._worker.expected(key.kind))
+        self._say_stage(task, _STAGES[key.kind])
+        self._progress_due = 0.0
+        self._job = Job(
+            task,
+            key,
+            self._worker,
+            self._outbox,
+            broadcast,
+            self._broadcasts.seconds,
+            on_batch=self._say,
+            done=self._done,
+        )
+
+    def _deliver(self, pending: PendingUpdate, task: pb.Task) -> None:
+        """Sends an update and does what its receipt says."""
+        key, keeper = pending.key, self._keeper if pending.key.kind == "train" else None
+        header = self._header(pending, task.name)
+
+        def step() -> None:
+            if self._stopping.is_set():
+                raise Cancelled
+
+        def begins() -> None:
+            if keeper is not None:
+                keeper.sending(key.number)
+
+        def ends() -> None:
+            if keeper is not None:
+                keeper.sent(key.number)
+
+        self._say_stage(task, "upload")
+        try:
+            receipt = _again_if_damaged(
+                lambda: upload(self._stub, header, pending.path, begins=begins, ends=ends, step=step)
+            )
+        except WireError:
+            self._answered(pending, accepted=False)
+            raise
+        disk_hit("site.receipt", pending.path)
+        self._answered(pending, accepted=receipt.accepted)
+        if receipt.accepted:
+            _log.info("round %d (%s): sent after %.1f s of work", key.number, key.kind, pending.work)
+            self._report({"state": "waiting", "round": key.number, "batch": 0, "batches": 0, "notice": ""})
+        else:
+            _log.warning("round %d (%s): not taken: %s", key.number, key.kind, receipt.reason)
+            self._report({"state": "waiting", "notice": f"round {key.number}: not taken: {receipt.reason}"})
+
+    def _settle(self, seconds: float | None) -> None:
+        """Ends the wait of an update that nobody asks for any more: was it taken, before the line broke?"""
+        pending = self._outbox.pending()
+        if pending is None:
+            return
+        accepted = False
+        if self._keeper is not None and pending.key.kind == "train" and self._fits(pending):
+            name = pb.TaskName(kind=_KIND_NUMBERS[pending.key.kind], round=pending.key.number, attempt=1)
+            accepted = was_taken(self._stub, self._header(pending, name), seconds)
+            _log.info("round %d: its update was %s", pending.key.number, "taken" if accepted else "not taken")
+        self._answered(pending, accepted=accepted)
+
+    def _answered(self, pending: PendingUpdate, *, accepted: bool) -> None:
+        if self._keeper is not None and pending.key.kind == "train" and self._fits(pending):
+            self._keeper.answered(pending.key.number, accepted)
+        self._outbox.release()
+        disk_hit("site.released", pending.path)
+
+    def _fits(self, pending: PendingUpdate) -> bool:
+        """Whether what a keeper holds is of this very update."""
+        if self._keeper is None or pending.key.kind != "train":
+            return True
+        return self._keeper.held(pending.key.number).hex() == pending.kept
+
+    def _header(self, pending: PendingUpdate, name: pb.TaskName) -> pb.UploadHeader:
+        return pb.UploadHeader(
+            envelope=self._envelope,
+            task=name,
+            blob=pb.Blob(sha256=pending.sha256, size=pending.size),
+            timing=pb.Timing(download=pending.download, work=pending.work, cases=pending.cases),
+            broadcast_sha256=bytes.fromhex(pending.key.broadcast),
+        )
+
+    def _end_job(self) -> None:
+        """Ends the work on an older task, which takes up to a batch."""
+        if self._job is None:
+            return
+        job, self._job = self._job, None
+        if not job.ended.is_set():
+            _log.info("round %d (%s): given up, the coordinator has gone on", job.key.number, job.key.kind)
+        job.cancel()
+        while not job.ended.wait(0.05):
+            if self._stopping.is_set():
+                raise Cancelled
+
+    # --- what is said -------------------------------------------------------------------------------------------------
+
+    def _say(self, job: Job, batch: int, batches: int) -> None:
+        """In the job's thread: how far it is, about twice a second."""
+        if batch in (1, batches) or time.monotonic() >= self._progress_due:
+            self._progress_due = time.monotonic() + _PROGRESS_SECONDS
+            self._say_stage(job.task, _STAGES[job.key.kind], batch, batches)
+
+    def _say_stage(self, task: pb.Task, stage: str, batch: int = 0, batches: int = 0) -> None:
+        control = self._control
+        if control is not None:
+            control.say(progress=pb.Progress(task=task.name, stage=stage, batch=batch, batches=batches))
+        self._report({"state": stage, "round": task.name.round, "batch": batch, "batches": batches})
+
+    def _fail(self, task: pb.Task, reason: str) -> None:
+        if self._control is not None:
+            self._control.say(failure=pb.Failure(task=task.name, reason=reason))
+
+
+def _again_if_damaged(transfer: Callable[[], _T]) -> _T:
+    """Repeats a transfer that arrived damaged; the third time it is an error."""
+    for _ in range(_TRIES - 1):
+        try:
+            return transfer()
+        except WireError as error:
+            _log.warning("%s", error)
+    return transfer()

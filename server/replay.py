@@ -1,0 +1,177 @@
+"""What a journal's events mean for a coordinator that starts: a pure fold from events to a run's history.
+
+    >>> events = [
+    ...     {"event": "opened", "kind": "train", "round": 1, "sites": ["east", "north"], "broadcast": "ab"},
+    ...     {"event": "received", "kind": "train", "round": 1, "attempt": 1, "site": "east",
+    ...      "file": "u", "sha256": "cd", "bytes": 7},
+    ...     {"event": "retried", "kind": "train", "round": 1, "attempt": 2, "missing": ["north"]},
+    ... ]
+    >>> history = replay(events)
+    >>> found = history.rounds[RoundKey("train", 1, "ab")]
+    >>> found.attempt, sorted(found.received), found.closed
+    (2, ['east'], None)
+    >>> replay(events[2:], replay(events[:2])) == history
+    True
+
+It is total: events that do not fit what came before them (of a journal that was salvaged, or of a later version) change
+nothing. Everything that a restart needs is in the history; nothing else in a run is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+Event = Mapping[str, Any]
+"""As `Journal.events` returns it: "event", "kind", "round", "attempt", "site", and the event's detail."""
+
+
+class RoundKey(NamedTuple):
+    """One call of the cohort: what is asked ("train", "evaluate"), in which round, with which broadcast (hex SHA-256).
+
+    A round that is computed again from another state, as with privacy noise, is another one.
+    """
+
+    kind: str
+    number: int
+    broadcast: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """An update that is on disk, and how long (in seconds) the site was at which part of it."""
+
+    file: str
+    sha256: str
+    bytes: int
+    attempt: int = 1
+    cases: int = 0
+    download: float = 0.0
+    work: float = 0.0
+    upload: float = 0.0
+
+
+@dataclass(frozen=True)
+class RoundHistory:
+    """What is decided of a round.
+
+    Attributes
+    ----------
+    attempt : the newest, from 1.
+    received : by site. Where the round is closed, of its cohort alone.
+    refused : by site, why its update was refused in the newest attempt.
+    closed : the cohort that the round was closed with, in name order; None while it is open.
+    given_up : sites whose lost updates somebody gave up (`wardround repair --give-up`).
+    """
+
+    sites: tuple[str, ...]
+    attempt: int = 1
+    received: Mapping[str, Received] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    closed: tuple[str, ...] | None = None
+    given_up: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """What is decided of a run.
+
+    Attributes
+    ----------
+    current : of each kind and round, the broadcast that it was opened with last.
+    states, models : the hex SHA-256 of what was written of a round. Older ones may have been removed since.
+    trained : whether the last round is done.
+    published : the version that the study ended with; "" before that.
+    """
+
+    rounds: Mapping[RoundKey, RoundHistory] = field(default_factory=dict)
+    current: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    states: Mapping[int, str] = field(default_factory=dict)
+    models: Mapping[int, str] = field(default_factory=dict)
+    trained: bool = False
+    published: str = ""
+
+    @property
+    def saved(self) -> int:
+        """The last round whose state is saved; 0 before the first."""
+        return max(self.states, default=0)
+
+    def find(self, kind: str, number: int, broadcast: str | None = None) -> RoundHistory | None:
+        """The round of this broadcast, or of the last one that it was opened with."""
+        opened = self.current.get((kind, number)) if broadcast is None else broadcast
+        return None if opened is None else self.rounds.get(RoundKey(kind, number, opened))
+
+
+def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHistory:
+    """The history after these events, which happened after those of `before`."""
+    start = RunHistory() if before is None else before
+    rounds, current = dict(start.rounds), dict(start.current)
+    states, models = dict(start.states), dict(start.models)
+    trained, published = start.trained, start.published
+    for event in events:
+        name = event["event"]
+        if name == "opened":
+            key = RoundKey(event["kind"], event["round"], event["broadcast"])
+            current[key.kind, key.number] = key.broadcast
+            rounds.setdefault(key, RoundHistory(tuple(sorted(event["sites"]))))
+        elif name == "state":
+            states[event["round"]] = event["sha256"]
+        elif name == "model":
+            models[event["round"]] = event["sha256"]
+        elif name == "returned":
+            states = {number: digest for number, digest in states.items() if number <= event["round"]}
+            trained, published = False, ""
+        elif name == "trained":
+            trained = True
+        elif name == "published":
+            published = event.get("version") or "" if trained else published
+        else:
+            opened = current.get((event.get("kind") or "", event.get("round") or 0))
+            if opened is not None:
+                key = RoundKey(event["kind"], event["round"], opened)
+                rounds[key] = after(rounds[key], event)
+    return RunHistory(rounds, current, states, models, trained, published)
+
+
+def after(round_: RoundHistory, event: Event) -> RoundHistory:
+    """A round that was opened, after one more event of it."""
+    name, site = event["event"], event.get("site") or ""
+    attempt = max(round_.attempt, event.get("attempt") or 1)
+    if name == "received":
+        if site not in (round_.sites if round_.closed is None else round_.closed):
+            return round_
+        taken = Received(
+            event["file"],
+            event["sha256"],
+            event["bytes"],
+            event.get("attempt") or 1,
+            event.get("cases", 0),
+            event.get("download", 0.0),
+            event.get("work", 0.0),
+            event.get("upload", 0.0),
+        )
+        refused = {other: reason for other, reason in round_.refused.items() if other != site}
+        return replace(round_, attempt=attempt, received={**round_.received, site: taken}, refused=refused)
+    if name == "refused":
+        if site not in round_.sites or site in round_.received or attempt != event.get("attempt"):
+            return round_
+        kept = round_.refused if attempt == round_.attempt else {}
+        return replace(round_, attempt=attempt, refused={**kept, site: event.get("reason", "")})
+    if name == "retried":
+        return replace(round_, attempt=attempt, refused=round_.refused if attempt == round_.attempt else {})
+    if name == "closed" and round_.closed is None:
+        closed = tuple(site for site in round_.sites if site in event["included"] and site not in round_.given_up)
+        return replace(round_, attempt=attempt, closed=closed, received=_of(closed, round_.received))
+    if name == "given_up" and site in round_.sites:
+        received = _of([other for other in round_.sites if other != site], round_.received)
+        given_up = tuple(sorted({*round_.given_up, site}))
+        left = None if round_.closed is None else tuple(other for other in round_.closed if other != site)
+        if left is not None and len(left) < max(1, event.get("quorum", 1)):
+            return replace(round_, received=received, closed=None, given_up=())  # open again, to everyone
+        return replace(round_, received=received, closed=left, given_up=given_up)
+    return round_
+
+
+def _of(sites: Iterable[str], received: Mapping[str, Received]) -> dict[str, Received]:
+    return {site: received[site] for site in sites if site in received}

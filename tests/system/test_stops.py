@@ -1,0 +1,84 @@
+"""A coordinator that is asked to stop, or whose disk fails: what it says, and that nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from common.failpoints import VARIABLE
+from server.journal import read_history
+from tests.system.test_faults import EVERY_ROW, free_port, rows_of_sites
+
+pytestmark = pytest.mark.system
+
+
+def test_a_coordinator_that_is_asked_to_stop_does_so_at_once_and_goes_on_where_it_was(
+    undisturbed: Any, setting: Callable[[str], Any], tiny_study: str
+) -> None:
+    study = setting(tiny_study)
+    study.identities("east", "north")
+    listen = f"127.0.0.1:{free_port()}"
+    first = study.coordinator(listen=listen, holdout=True)
+    east, north = study.site("east"), study.site("north")
+    study.until(lambda status: status["round"] == 2 and status["sites"]["east"]["stage"] == "training", first)
+    asked = time.monotonic()
+    first.popen.send_signal(signal.SIGTERM)
+    assert (first.end(), time.monotonic() - asked < 5) == (143, True)
+    assert study.status()["state"] == "stopped"
+    again = study.coordinator(listen=listen, holdout=True)
+    assert [process.end() for process in (again, east, north)] == [0, 0, 0], again.said()
+    assert study.weights() == undisturbed[0].weights()
+    assert rows_of_sites(study) == EVERY_ROW
+    assert all(int(row["cases"]) > 0 for row in study.rows("sites.csv"))
+    assert "Traceback" not in first.said()
+
+
+@pytest.mark.parametrize("place", ["state.before", "sites_csv.before@3", "publish.before"])
+def test_a_full_disk_ends_the_coordinator_in_a_sentence_and_the_study_goes_on_after_it(
+    undisturbed: Any,
+    setting: Callable[[str], Any],
+    tiny_study: str,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = setting(tiny_study)
+    study.identities("east", "north")
+    listen = f"127.0.0.1:{free_port()}"
+    with monkeypatch.context() as patched:
+        patched.setenv(VARIABLE, f"{place}=error:ENOSPC")
+        first = study.coordinator(listen=listen, holdout=True)
+    sites = study.site("east", "north")
+    assert first.end() == 7, first.said()
+    last = first.said().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "No space left on device" in last
+    assert "Traceback" not in first.said()
+    assert "No space left on device" in study.status()["error"]
+    again = study.coordinator(listen=listen, holdout=True)
+    assert [again.end(), sites.end()] == [0, 0], again.said()
+    assert study.weights() == undisturbed[0].weights()
+    assert rows_of_sites(study) == EVERY_ROW
+    assert [path.name for path in study.run.published.iterdir()] == ["v1"]
+
+
+def test_a_version_is_published_once_also_where_the_coordinator_is_killed_right_after(
+    setting: Callable[[str], Any], short_study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = setting(short_study)
+    study.identities("east", "north")
+    listen = f"127.0.0.1:{free_port()}"
+    for place in ("publish.renamed", "report.written"):
+        with monkeypatch.context() as patched:
+            patched.setenv(VARIABLE, f"{place}=kill")
+            process = study.coordinator(listen=listen)
+        if not study.run.published.exists() or not list(study.run.published.iterdir()):
+            study.site("east", "north")
+        assert process.end() == -signal.SIGKILL, process.said()
+    assert study.coordinator(listen=listen).end() == 0
+    assert [path.name for path in study.run.published.iterdir()] == ["v1"]
+    assert read_history(study.run.journal).published == "v1"
+    assert study.status()["state"] == "finished"
