@@ -316,7 +316,7 @@ def table(rows: Sequence[Row]) -> str:
     figures = [*(f"ap{percent}" for percent in _PERCENTS), "ap_mean", "dice"]
     lines = [
         "",
-        f"{steps} steps of each network, {seeds} run(s). Average precision of the holdout by IoU; tuned on the sites' "
+        f"{steps} steps of each network, {seeds} run(s). Average precision of the holdout by IoU; tuned on the sites'",
         "validation cases, whose mean over sites and IoU stands in the first column. Bold: the highest there.",
         "",
         "| site | head, method | validation | "

@@ -138,6 +138,8 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         status.set(state="failed", error=f"internal error ({type(error).__name__})")
         raise
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # nothing is left that could be stopped halfway
+            loop.add_signal_handler(number, os._exit, STOPPED)
         writing.cancel()
         await _tell_sites(server, status, "the coordinator ended; its operator has to act before it is back")
         if journal is not None:
@@ -167,7 +169,9 @@ async def _tell_sites(server: Any, status: Any, reason: str) -> None:
 
 async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journal, status: Any, setup: Setup) -> int:
     started = time.monotonic()
-    await asyncio.to_thread(check_kept, run.models, journal.history().models)
+    history = journal.history()
+    certain = {number: digest for number, digest in history.models.items() if number <= history.saved}
+    await asyncio.to_thread(check_kept, run.models, certain)  # those of later rounds are written again
     evaluated = await asyncio.to_thread(open_holdout, study, setup.holdout)
     old = await asyncio.to_thread(open_holdout, study, setup.old_holdout, "--old-holdout")
 
@@ -213,7 +217,7 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journa
     releases = Releases(
         metrics=[
             RoundTable(run.rounds),
-            _InThread(tff.program.TensorBoardReleaseManager(run.tensorboard), run.tensorboard),
+            _InThread(lambda: tff.program.TensorBoardReleaseManager(run.tensorboard), run.tensorboard),
             _LastRow(status, run, study.training.rounds, evaluated),
         ],
         model=models,
@@ -265,23 +269,30 @@ class _InThread:
 
     Parameters
     ----------
-    manager : what writes.
+    make : makes what writes, at the first release, as that may write too.
     folder : where, for the error.
     """
 
-    def __init__(self, manager: Any, folder: Path) -> None:
-        self._manager = manager
+    def __init__(self, make: Callable[[], Any], folder: Path) -> None:
+        self._make = make
+        self._manager: Any = None
         self._folder = folder
 
     async def release(self, value: Any, key: int) -> None:
         """Takes one round's metrics. Raises RunFolderError where they cannot be written."""
         import tensorflow as tf
 
+        def write() -> None:
+            self._manager = self._manager or self._make()
+            asyncio.run(self._manager.release(value, key))
+
         try:
-            await asyncio.to_thread(asyncio.run, self._manager.release(value, key))
+            await asyncio.to_thread(write)
         except (OSError, tf.errors.OpError) as error:
+            first, *_ = str(error).splitlines() or [type(error).__name__]
+            said = first.rpartition("; ")[2]  # TensorFlow's words end on those of the system
             raise RunFolderError(
-                f"{self._folder}: cannot be written ({str(error) or type(error).__name__}); free space, or make the "
+                f"{self._folder}: cannot be written ({said}); free space, or make the "
                 "disk writable, and start again with the same command: what was finished is kept"
             ) from error
 

@@ -25,9 +25,9 @@ from common.wire.partial import disk_hit
 from common.wire.tensors import Stored, TensorFile, read_tensors
 from server.calls import TAKEN_OVER, Broadcast, Call, Connection, Pause, SiteData
 from server.journal import Journal
-from server.replay import RoundHistory, RoundKey, RunHistory
+from server.replay import Received, RoundHistory, RoundKey, RunHistory
 from server.rounds import Kind, Round, Stage
-from server.run_folder import set_aside
+from server.run_folder import set_aside, storing
 from server.updates import remove_finished, update_name
 
 __all__ = ["TAKEN_OVER", "Broadcast", "Call", "Connection", "Federation", "Pause", "SiteData"]
@@ -37,7 +37,7 @@ _log = logging.getLogger("wardround.coordinator")
 LEASE_SECONDS = 60.0
 """After so long without progress a site at work is shown as such. It stays in its round until the deadline."""
 
-_REFUSALS_KEPT = 20  # a site and round: more of them tell nothing new, and would fill the journal
+_REFUSALS_KEPT = 20  # of a site while a round is under way: more tell nothing new, and would fill the journal
 
 
 class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
@@ -74,12 +74,13 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self.paused: Pause | None = None
         self.notice = ""
         self.history: RunHistory = journal.history()
-        self._refusals: dict[tuple[str, Kind, int], set[str]] = {}
+        self._refusals: dict[str, set[tuple[Kind, int, str]]] = {}
         self._taken = {
             (key, site): received.sha256
             for key, round_ in self.history.rounds.items()
             for site, received in round_.received.items()
         }
+        self._first_answered: dict[str, int] = {}  # since this process began: the earliest round of each site
         self._gone = asyncio.Event()
         self._updates = updates
         self._journal = journal
@@ -158,7 +159,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
 
     def saved(self, number: int) -> None:
         """The state of this round is on disk: removes the updates of it and of those before."""
-        remove_finished(self._updates, number)
+        with storing(self._updates):
+            remove_finished(self._updates, number)
         disk_hit("updates.removed", self._updates)
 
     def _restore(self, call: Call, known: RoundHistory) -> None:
@@ -169,6 +171,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             round_.refused(site, reason)
         round_.fixed = known.closed
         for site, received in known.received.items():
+            if self._outdated(call, site, received):
+                continue
             path = self._updates / received.file
             digest = bytes.fromhex(received.sha256)
             try:
@@ -185,6 +189,12 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                 work=received.work,
                 upload=received.upload,
             )
+
+    def _outdated(self, call: Call, site: str, received: Received) -> bool:
+        """Whether the site must do the round once more, as what it keeps to itself is of an earlier round by now."""
+        if self.study.training.personal == "none" or call.round.kind is not Kind.TRAIN:
+            return False
+        return received.outdated or self._first_answered.get(site, call.round.number) < call.round.number
 
     async def _until_closed(self, call: Call) -> None:
         while True:
@@ -335,6 +345,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             self.fail(error)
             raise
         round_.received(site, stored, cases=cases, **figures)
+        self._first_answered.setdefault(site, round_.number)
         key = RoundKey(round_.kind.value, round_.number, call.broadcast.digest.hex())
         self._taken[key, site] = stored.digest.hex()
         call.announce()
@@ -380,12 +391,10 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
 
     def _is_news(self, site: str, kind: Kind, number: int, what: str) -> bool:
         """Whether a refusal is none that the journal has, and no flood of them."""
-        known = self._refusals.setdefault((site, kind, number), set())
-        if what in known or len(known) >= _REFUSALS_KEPT:
+        known = self._refusals.setdefault(site, set())
+        if (kind, number, what) in known or len(known) >= _REFUSALS_KEPT:
             return False
-        if len(self._refusals) > _REFUSALS_KEPT * len(self.study.cohort.sites):  # of rounds that a site made up
-            return False
-        known.add(what)
+        known.add((kind, number, what))
         return True
 
     def fail(self, error: WardroundError) -> None:

@@ -8,6 +8,7 @@ process, until they are whole; then they are verified, put in place, and journal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from common.failpoints import hit
 from common.wire.partial import PartialBlob, disk_hit
 from common.wire.tensors import Stored, TensorFile, cannot_write
 from server.federation import Call, Federation
-from server.plausible import implausible, norm
+from server.plausible import implausible, most_weight, no_shares, norm
 from server.rounds import Kind
 
 UPLOAD_SUFFIX: Final = ".upload"
@@ -120,7 +121,7 @@ class Intake:
         if call is None or (call.round.kind, call.round.number) != (offer.kind, offer.number):
             if federation.was_received(offer.kind.value, offer.number, offer.site, offer.sha256, offer.broadcast):
                 return Verdict()
-            if call is None and not federation.begun:
+            if call is None and not federation.begun and federation.finished is None:
                 raise NotYet
             if call is not None and offer.number > call.round.number:
                 return self._late(offer, f"round {offer.number} is not under way")
@@ -160,16 +161,16 @@ class Intake:
         started = loop.time()
         target = self._federation.update_path(call, offer.site, offer.sha256)
         try:
-            blob = await asyncio.to_thread(_open, target.with_suffix(UPLOAD_SUFFIX), offer)
-            with blob:
+            with await _opened(target.with_suffix(UPLOAD_SUFFIX), offer) as blob:
                 if not blob.whole:
                     await ask(blob.position)
                     closed = await self._read(call, offer, pieces, blob)
                     if closed is not None:
+                        writer.finishing = True
                         await asyncio.to_thread(blob.drop)
                         return closed
                 writer.finishing = True
-                refusal = await asyncio.to_thread(self._implausible, call, blob)
+                refusal = await asyncio.to_thread(self._implausible, call, offer, blob)
                 if refusal:
                     await asyncio.to_thread(blob.drop)
                     return self._refused(call, offer, refusal)
@@ -183,7 +184,9 @@ class Intake:
             raise
         late = self._answer(offer)
         if late is not None:
-            stored.path.unlink(missing_ok=True)
+            if late.refusal:  # else it is the file of the one that was taken
+                with contextlib.suppress(OSError):  # it goes with its round
+                    stored.path.unlink(missing_ok=True)
             return late
         seconds = loop.time() - started
         self._federation.received(
@@ -222,19 +225,21 @@ class Intake:
             if writing is not None:
                 await asyncio.wait([writing])  # the file is not closed under a write
 
-    def _implausible(self, call: Call, blob: PartialBlob) -> str:
+    def _implausible(self, call: Call, offer: Offer, blob: PartialBlob) -> str:
         """Why the whole blob can never be summed; "" if it can. Raises WireError where it is damaged."""
         blob.verify()
         try:
             tensors = TensorFile(blob.path, call.plan.sent)
         except WireError as error:
             return f"update: {str(error).removeprefix(f'{blob.path}: ')}"
+        if call.round.kind is Kind.EVALUATE:
+            return no_shares(tensors)
         broadcast = call.broadcast
         if not broadcast.tensors:  # the round is over, and has let them go
             return ""
         if self._norm[0] != broadcast.digest:
             self._norm = (broadcast.digest, norm(broadcast.tensors))
-        return implausible(tensors, self._norm[1])
+        return implausible(tensors, self._norm[1], most_weight(self._federation.study, offer.cases))
 
 
 class _Writer:
@@ -251,6 +256,18 @@ class _Writer:
         if not self.finishing and not self.stopped:
             self.stopped = True
             self.task.cancel()
+
+
+async def _opened(path: Path, offer: Offer) -> PartialBlob:
+    """See `_open`. Cancelled, it ends first: it must not remove what a newer upload has begun meanwhile."""
+    opening = asyncio.ensure_future(asyncio.to_thread(_open, path, offer))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait([opening])
+        if opening.exception() is None:
+            opening.result().close()
+        raise
 
 
 def _open(path: Path, offer: Offer) -> PartialBlob:

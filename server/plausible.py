@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from common.study import Study
 from common.wire.tensors import Array
 
 ABSURD: Final = 1000.0
@@ -20,14 +21,23 @@ def norm(tensors: Sequence[Array]) -> float:
     return math.sqrt(sum(_square(tensor) for tensor in tensors if tensor.ndim and tensor.dtype.kind == "f"))
 
 
-def implausible(update: Sequence[Array], broadcast_norm: float) -> str:
+def most_weight(study: Study, cases: int) -> float:
+    """The most that an update of a training round may weigh, of a site that says it has so many training cases."""
+    training = study.training
+    if training.weighting == "equal":
+        return 1.0
+    return float(np.float32(training.local_epochs * (training.patches_per_epoch or cases)))  # as a site rounds it
+
+
+def implausible(update: Sequence[Array], broadcast_norm: float, most: float = math.inf) -> str:
     """Why an update can never be summed, in words for the site's operator; "" if it can.
 
     Values that are not finite would make the whole model so. A norm of more than `ABSURD` times the broadcast's (or
-    than `ABSURD`, where that is smaller than 1) comes of a defect. Updates of weights are multiplied by the update's
-    weight, a scalar that follows them, so the bound is for each unit of it. Reads one tensor at a time.
+    than `ABSURD`, where that is smaller than 1) comes of a defect. Tensors that enter a weighted mean are multiplied by
+    their weight, a scalar that follows them: the bound is for each unit of it, and the weight from 0 to `most`. Reads
+    one tensor at a time.
     """
-    squares, weight, seen = 0.0, 1.0, False
+    squares, limit, seen = 0.0, ABSURD * max(1.0, broadcast_norm), False
     for index in range(len(update)):
         tensor = update[index]
         if tensor.dtype.kind != "f":
@@ -38,11 +48,26 @@ def implausible(update: Sequence[Array], broadcast_norm: float) -> str:
         if tensor.ndim:
             squares, seen = squares + square, True
         elif seen:
-            weight = max(weight, abs(float(tensor)))
-    found, limit = math.sqrt(squares), ABSURD * max(1.0, broadcast_norm)
-    if found / weight > limit:
-        return f"update: its norm of {found / weight:.3g} is absurd; at most {limit:.3g} is taken"
+            weight = float(tensor)
+            if not 0.0 <= weight <= most:
+                return f"update: its weight of {weight:.6g} is impossible; from 0 to {most:.6g} is taken"
+            if math.sqrt(squares) > limit * weight:
+                return _absurd(math.sqrt(squares) / weight if weight else math.inf, limit)
+            squares = 0.0
+    return _absurd(math.sqrt(squares), limit) if math.sqrt(squares) > limit else ""
+
+
+def no_shares(metrics: Sequence[Array]) -> str:
+    """Why an evaluation can never be summed; "" if it can. Each value is a Dice, or a yes (1) or no (0)."""
+    for index in range(len(metrics)):
+        tensor = metrics[index]
+        if not bool(((tensor >= 0) & (tensor <= 1)).all()):  # nor is NaN
+            return f"update: tensor {index} holds values that are not from 0 to 1, as those of an evaluation are"
     return ""
+
+
+def _absurd(found: float, limit: float) -> str:
+    return f"update: its norm of {found:.3g} is absurd; at most {limit:.3g} is taken"
 
 
 def _square(tensor: Array) -> float:

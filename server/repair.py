@@ -104,7 +104,8 @@ def give_up(run: RunFolder, site: str, number: int, *, dry_run: bool) -> list[st
             if found is None or site not in (found.closed or ()):
                 continue
             received = found.received.get(site)
-            if received is not None and not fault(run.updates / received.file, received.sha256):
+            again = received is not None and received.outdated and study.training.personal != "none"
+            if received is not None and not again and not fault(run.updates / received.file, received.sha256):
                 continue
             left = [other for other in found.closed or () if other != site]
             quorum = min(study.cohort.quorum, len(found.sites))

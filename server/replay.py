@@ -40,7 +40,13 @@ class RoundKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Received:
-    """An update that is on disk, and how long (in seconds) the site was at which part of it."""
+    """An update that is on disk, and how long (in seconds) the site was at which part of it.
+
+    Attributes
+    ----------
+    outdated : its site has answered an earlier round anew since, as the run went back or lost an update. What a site
+        keeps to itself from round to round (`training.personal`) is of that round then, and no longer of this one.
+    """
 
     file: str
     sha256: str
@@ -50,6 +56,7 @@ class Received:
     download: float = 0.0
     work: float = 0.0
     upload: float = 0.0
+    outdated: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,12 +116,14 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
     rounds, current = dict(start.rounds), dict(start.current)
     states, models = dict(start.states), dict(start.models)
     trained, published = start.trained, start.published
+    last = max((key.number for key in rounds), default=0)
     for event in events:
         name = event["event"]
         if name == "opened":
             key = RoundKey(event["kind"], event["round"], event["broadcast"])
             current[key.kind, key.number] = key.broadcast
             rounds.setdefault(key, RoundHistory(tuple(sorted(event["sites"]))))
+            last = max(last, key.number)
         elif name == "state":
             states[event["round"]] = event["sha256"]
         elif name == "model":
@@ -131,6 +140,8 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
             if opened is not None:
                 key = RoundKey(event["kind"], event["round"], opened)
                 rounds[key] = after(rounds[key], event)
+                if name == "received" and key.number < last:
+                    _outdate(rounds, event["site"], event["round"])
     return RunHistory(rounds, current, states, models, trained, published)
 
 
@@ -171,6 +182,13 @@ def after(round_: RoundHistory, event: Event) -> RoundHistory:
             return replace(round_, received=received, closed=None, given_up=())  # open again, to everyone
         return replace(round_, received=received, closed=left, given_up=given_up)
     return round_
+
+
+def _outdate(rounds: dict[RoundKey, RoundHistory], site: str, number: int) -> None:
+    for key, round_ in rounds.items():
+        if key.number > number and site in round_.received:
+            received = {**round_.received, site: replace(round_.received[site], outdated=True)}
+            rounds[key] = replace(round_, received=received)
 
 
 def _of(sites: Iterable[str], received: Mapping[str, Received]) -> dict[str, Received]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from common.errors import NetworkError, WardroundError
 from common.inference.published import MANIFEST
@@ -40,6 +41,7 @@ def bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
     ------
     NetworkError : the port is in use or not allowed.
     """
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_unreadable)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     try:
         port = server.add_secure_port(str(address), server_credentials(identity))
@@ -50,6 +52,27 @@ def bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
             f"that holds it (`ss -ltnp 'sport = :{address.port}'` names it)"
         ) from error
     return server, port
+
+
+class _Unreadable(logging.Filter):
+    """Says once that a message came which is none; gRPC would log a traceback for each, as long as the disk lasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether gRPC logs the record itself."""
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, DecodeError):
+            return True
+        if not self._said:
+            self._said = True
+            _log.warning("a message came that no version of Wardround sends; it, and those like it, are refused")
+        return False
+
+
+_unreadable = _Unreadable()
 
 
 async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> int:

@@ -7,6 +7,9 @@ compiled, and no site is connected: the tests give the federation the updates th
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import errno
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -73,12 +76,12 @@ PLAN: Any = SimpleNamespace(study=STUDY, train=Digits(), evaluate=None, digest=b
 class Coordinator:
     """A federation on a run folder. To make another on the same folder is to start again after a SIGKILL."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, plan: Any = PLAN) -> None:
         self.updates = run / "updates"
         self.updates.mkdir(exist_ok=True)
         self.journal = Journal(run / "journal.sqlite")
         self.closed: list[Call] = []
-        self.federation = Federation(PLAN, self.updates, self.journal, round_closed=self.closed.append)
+        self.federation = Federation(plan, self.updates, self.journal, round_closed=self.closed.append)
 
     async def open(self, number: int = 1, *, weight: float = 0.0) -> asyncio.Task[Any]:
         """Begins a round, and waits until it is under way."""
@@ -205,6 +208,45 @@ def test_of_a_closed_cohort_the_site_whose_update_is_lost_is_asked_alone(tmp_pat
     play(scene)
 
 
+@pytest.mark.parametrize(("personal", "asked"), [("none", []), ("normalization", ["alpha"])])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_a_site_sent_before_it_did_an_earlier_round_again_is_not_taken_where_layers_are_personal(
+    tmp_path: Path, personal: str, asked: list[str], restarted: bool
+) -> None:
+    """The site goes on from what it kept of the earlier round: its later values went when it was asked for it."""
+    training = dataclasses.replace(STUDY.training, personal=personal)
+    plan = SimpleNamespace(**{**vars(PLAN), "study": dataclasses.replace(STUDY, training=training)})
+
+    async def scene() -> None:
+        first = Coordinator(tmp_path, plan)
+        task = await first.open(1)
+        lost = first.send("alpha")
+        for site in ("beta", "gamma"):
+            first.send(site)
+        await task
+        task = await first.open(2, weight=5.0)
+        first.send("alpha")
+        first.send("beta")
+        await killed(task, first)
+        lost.unlink()
+
+        again = Coordinator(tmp_path, plan)
+        task = await again.open(1)
+        assert again.call.round.missing == ["alpha"]
+        again.send("alpha")
+        await task
+        if restarted:
+            again.journal.close()
+            again = Coordinator(tmp_path, plan)
+        task = await again.open(2, weight=5.0)
+        assert again.call.round.missing == [*asked, "gamma"]
+        for site in again.call.round.missing:
+            again.send(site)
+        assert digits(await task) == 123
+
+    play(scene)
+
+
 def test_a_round_on_other_weights_begins_anew(tmp_path: Path) -> None:
     async def scene() -> None:
         first = Coordinator(tmp_path)
@@ -286,6 +328,8 @@ def test_late_updates_are_journaled_and_a_flood_of_them_is_not(tmp_path: Path) -
     late = coordinator.events("late")
     assert late[0]["reason"] == "round 1 is closed"
     assert 2 <= len(late) <= 100
+    coordinator.federation.late("alpha", Kind.TRAIN, 1, 1, "round 1 is closed", b"")
+    assert coordinator.events("late")[-1]["site"] == "alpha"  # whoever else floods
 
 
 def test_an_update_is_known_by_its_digest_after_its_round_and_after_a_restart(tmp_path: Path) -> None:
@@ -355,6 +399,20 @@ def test_a_site_that_gets_no_further_is_shown_as_such_and_is_left_out_at_the_dea
         await killed(task, coordinator)
 
     play(scene)
+
+
+def test_a_folder_of_updates_that_cannot_be_tidied_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = Coordinator(tmp_path)
+    (coordinator.updates / "000001-train-alpha-00112233.tensors").write_bytes(b"")
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(RunFolderError, match="Read-only"):
+        coordinator.federation.saved(1)
 
 
 def test_a_call_that_is_over_holds_no_model(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,9 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.rounds import Stage
+from common.wire import federation_pb2 as pb
+from common.wire.partial import PartialBlob
+from common.wire.tensors import TensorSpec
+from server import intake
+from server.intake import Offer
+from server.rounds import Kind, Stage
 from tests.server.test_service import (  # noqa: F401  (fixtures)
     _WHOLE,
+    PATIENCE,
+    PLAN,
     SIZE,
     Coordinator,
     Site,
@@ -248,3 +258,77 @@ def test_a_late_update_is_journaled_once_however_often_it_comes(
         assert gamma.upload().reason == "round 1 is closed"
     (event,) = coordinator.journal.events("late")
     assert (event["site"], event["round"], event["reason"]) == ("gamma", 1, "round 1 is closed")
+
+
+# What is worth nothing. ---------------------------------------------------------------------------------------------
+
+
+def _offered(site: Site, tensors: list[Any], kind: pb.TaskKind, cases: int) -> pb.UploadReceipt:
+    blob = blob_of(tensors)
+    header = site.header(blob)
+    header.task.kind = kind
+    header.timing.cases = cases
+    upload = Upload(site, header)
+    assert upload.next() == 0
+    upload.send(blob)
+    return upload.next()
+
+
+def test_an_upload_that_is_superseded_as_it_begins_does_not_remove_the_newer_one(
+    coordinator: Coordinator, alpha: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening the file of an update removes those of others of its site; in a thread, which cannot be cancelled."""
+    slow, entered, go_on = blob_of([np.full(SIZE, 9, np.float32), np.int32(1)]), threading.Event(), threading.Event()
+
+    def opened(path: Path, offer: Offer) -> PartialBlob:
+        if offer.sha256 == sha256(slow):
+            entered.set()
+            go_on.wait(PATIENCE)
+        return real(path, offer)
+
+    real = intake._open
+    monkeypatch.setattr(intake, "_open", opened)
+    coordinator.open()
+    older = alpha.begin_upload(slow)
+    assert entered.wait(PATIENCE)
+    newer = alpha.begin_upload(_WHOLE)
+    threading.Timer(0.2, go_on.set).start()
+    assert newer.next() == 0
+    assert go_on.wait(PATIENCE)
+    newer.send(_WHOLE[:300])
+    eventually(lambda: [path.stat().st_size for path in coordinator.updates.glob("*.upload")] == [300])
+    newer.send(_WHOLE[300:])
+    assert newer.end().accepted
+    assert coordinator.call is not None and coordinator.call.failure is None
+    assert refusal(older.next)[0] is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(("weight", "accepted"), [(3, True), (4, False), (1e30, False), (-1, False)])
+def test_an_update_weighs_no_more_than_its_site_has_patches(
+    coordinator: Coordinator, alpha: Site, monkeypatch: pytest.MonkeyPatch, weight: float, accepted: bool
+) -> None:
+    monkeypatch.setattr(PLAN.train, "sent", (TensorSpec("float32", (SIZE,)), TensorSpec("float32", ())))
+    coordinator.open()
+    receipt = _offered(alpha, [np.ones(SIZE, np.float32), np.float32(weight)], pb.TRAIN, cases=3)
+    assert receipt.accepted is accepted
+    assert accepted or ("its weight of" in receipt.reason and coordinator.stage("alpha") is Stage.FAILED)
+
+
+@pytest.mark.parametrize(("dice", "accepted"), [(0.9, True), (1.1, False), (-0.1, False)])
+def test_an_evaluation_with_an_impossible_dice_chooses_no_model(
+    coordinator: Coordinator, alpha: Site, dice: float, accepted: bool
+) -> None:
+    coordinator.open()
+    assert coordinator.call is not None
+    coordinator.call.round.kind = Kind.EVALUATE
+    receipt = _offered(alpha, [np.full(SIZE, dice, np.float32), np.int32(1)], pb.EVALUATE, cases=3)
+    assert receipt.accepted is accepted
+    assert accepted or "not from 0 to 1" in receipt.reason
+
+
+def test_after_the_end_a_site_hears_of_an_update_that_was_not_taken(coordinator: Coordinator, alpha: Site) -> None:
+    """Also where the coordinator was started again after the last round, and no round has begun in it."""
+    assert "only just started" in refusal(lambda: alpha.upload())[1]
+    coordinator.finish()
+    eventually(lambda: coordinator.federation.finished)
+    assert not alpha.upload().accepted

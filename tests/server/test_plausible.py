@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.plausible import ABSURD, implausible, norm
+from common.study import parse_study
+from server.plausible import ABSURD, implausible, most_weight, no_shares, norm
 
 
 def test_the_norm_is_over_all_floating_point_tensors_with_axes() -> None:
@@ -62,3 +64,55 @@ def test_a_scalar_before_the_weights_is_no_weight() -> None:
 
 def test_integers_are_not_judged() -> None:
     assert implausible([np.full(4, 2**62, np.int64), np.array([True])], 1.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("update", "most", "refusal"),
+    [
+        ([np.full(4, 40.0), np.asarray(40.0)], 40.0, ""),
+        ([np.full(4, 40.0), np.asarray(41.0)], 40.0, "its weight of 41 is impossible; from 0 to 40 is taken"),
+        ([np.full(4, 1e33), np.asarray(1e30)], 40.0, "its weight of 1e+30 is impossible"),
+        ([np.full(4, 40.0), np.asarray(-40.0)], 40.0, "its weight of -40 is impossible"),
+        ([np.ones(4), np.asarray(1.0), np.ones(4), np.asarray(-1.0)], 1.0, "its weight of -1 is impossible"),
+        ([np.ones(4), np.asarray(1e-30)], 40.0, "its norm of 2e+30 is absurd"),  # alone, its mean would be that
+        ([np.ones(4), np.asarray(0.0)], 40.0, "its norm of inf is absurd"),
+        ([np.zeros(4), np.asarray(0.0)], 40.0, ""),  # what a site sends whose training was not finite
+        ([np.ones(4), np.asarray(40.0), np.full(4, 1e9), np.asarray(40.0)], 40.0, "is absurd"),  # each by its own
+    ],
+)
+def test_a_weight_is_no_more_than_the_site_can_have(update: list[Any], most: float, refusal: str) -> None:
+    found = implausible([part.astype(np.float32) for part in update], 1.0, most)
+    assert (refusal in found) if refusal else found == ""
+
+
+@pytest.mark.parametrize(
+    ("training", "most"),
+    [
+        ("{rounds: 1}", 7.0),
+        ("{rounds: 1, local_epochs: 2}", 14.0),
+        ("{rounds: 1, local_epochs: 2, patches_per_epoch: 30}", 60.0),
+        ("{rounds: 1, local_epochs: 999998, patches_per_epoch: 999}", 998998016.0),  # float32 of 998998002
+        ("{rounds: 1, weighting: equal, patches_per_epoch: 30}", 1.0),
+    ],
+)
+def test_the_most_that_an_update_weighs_is_the_patches_of_its_round(training: str, most: float) -> None:
+    study = parse_study(
+        f"""
+study: weights
+seed: 1
+task: {{dimensions: 2, channels: 1, classes: [background, cell]}}
+model: {{filters: 4, depth: 2}}
+preprocessing: {{patch: [16, 16]}}
+training: {training}
+cohort: {{sites: [alpha], quorum: 1, deadline: 10m}}
+"""
+    )
+    assert most_weight(study, 7) == most
+
+
+@pytest.mark.parametrize("value", [-0.001, 1.001, 1e30, math.nan])
+def test_what_is_no_dice_is_found(value: float) -> None:
+    yes = np.asarray(1, np.int32)
+    assert no_shares([np.array([0.0, 1.0, 0.5], np.float32), yes]) == ""
+    assert "tensor 1" in no_shares([yes, np.array([0.5, value], np.float32)])
+    assert "tensor 0" in no_shares([np.asarray(2, np.int32), yes])

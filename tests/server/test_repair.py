@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -231,6 +232,19 @@ def test_a_lost_update_that_never_comes_again_can_be_given_up(run: RunFolder) ->
     round_ = read_history(run.journal).find("train", 4)
     assert round_ is not None
     assert (round_.closed, sorted(round_.received)) == (None, ["east"])
+
+
+def test_where_layers_are_personal_an_update_that_its_site_has_outdated_can_be_given_up(run: RunFolder) -> None:
+    """It is here, but the coordinator asks for it again (`Federation`)."""
+    journal = Journal(run.journal)
+    journal.received("train", 3, 1, "north", tensors(run.updates, "000003-train-north-ab", 3))
+    journal.close()
+    with pytest.raises(UsageError, match="the update is here"):
+        give_up(run, "north", 4, dry_run=True)
+    training = dataclasses.replace(STUDY.training, personal="normalization")
+    model = dataclasses.replace(STUDY.model, normalization="batch")
+    run.study.write_text(dataclasses.replace(STUDY, training=training, model=model).to_yaml())
+    assert "without north" in give_up(run, "north", 4, dry_run=True)[0]
 
 
 def test_nothing_is_repaired_under_a_coordinator(run: RunFolder) -> None:

@@ -156,6 +156,18 @@ def test_going_back_forgets_later_states_and_the_end_but_no_cohort() -> None:
     assert back.rounds == whole.rounds
 
 
+def test_a_site_that_answers_an_earlier_round_anew_has_outdated_what_it_sent_later() -> None:
+    ahead = [opened(), received("east"), opened(number=2), received("east", number=2), received("north", number=2)]
+    assert not any(update.outdated for found in replay(ahead).rounds.values() for update in found.received.values())
+    for again in (received("east"), received("east", "evaluate")):
+        history = replay([opened("evaluate"), *ahead, event("returned", None, 0), again])
+        later = history.find("train", 2)
+        assert later is not None
+        assert {site: update.outdated for site, update in later.received.items()} == {"east": True, "north": False}
+    anew = replay([received("east", number=2)], history).find("train", 2)
+    assert anew is not None and not anew.received["east"].outdated
+
+
 def test_a_version_that_was_published_before_the_end_is_not_the_study_s_own() -> None:
     assert replay([event("published", version="v1")]).published == ""
 

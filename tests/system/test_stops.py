@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +38,37 @@ def test_a_coordinator_that_is_asked_to_stop_does_so_at_once_and_goes_on_where_i
     assert rows_of_sites(study) == EVERY_ROW
     assert all(int(row["cases"]) > 0 for row in study.rows("sites.csv"))
     assert "Traceback" not in first.said()
+
+
+_ASKED_AS_IT_ENDS = """
+import asyncio, os, pathlib, signal, sys
+from server import coordinator
+from server.run_folder import RunFolder
+from common.study import load_study
+
+class Server:
+    async def stop(self, grace):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+async def at_its_end(*arguments):
+    return 0
+
+coordinator.bind = lambda address, identity: (Server(), 1)
+coordinator.load_identity = lambda folder: None
+coordinator._coordinate = at_its_end
+study = load_study(pathlib.Path(sys.argv[1]))
+sys.exit(coordinator.run(study, RunFolder(pathlib.Path(sys.argv[2])), coordinator.Setup("127.0.0.1:1", pathlib.Path())))
+"""
+
+
+def test_a_coordinator_that_is_asked_to_stop_as_it_ends_does_so_without_a_traceback(
+    tmp_path: Path, tiny_study: str
+) -> None:
+    (tmp_path / "study.yaml").write_text(tiny_study)
+    arguments = [sys.executable, "-c", _ASKED_AS_IT_ENDS, str(tmp_path / "study.yaml"), str(tmp_path / "run")]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (143, False), ended.stderr
 
 
 @pytest.mark.parametrize("place", ["state.before", "sites_csv.before@3", "publish.before"])
