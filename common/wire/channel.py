@@ -154,6 +154,8 @@ def connection_refusal(address: Address, details: str) -> WardroundError | None:
 
 def connection_trouble(address: Address, details: str) -> str:
     """Why there is no connection to the coordinator now, in words for people, by the details of gRPC's error."""
+    if refusal := connection_refusal(address, details):  # in what may be a passing thing, such as a VPN's log-in page
+        return str(refusal)
     for pattern, words in _TROUBLES:
         if re.search(pattern, details, re.IGNORECASE):
             return f"the coordinator at {address} cannot be reached: {words}"

@@ -221,7 +221,7 @@ def test_the_simulation_goes_on_without_a_site_as_long_as_the_quorum_can_be_met(
 
 
 def test_losing_the_quorum_stops_everything_with_the_code_of_the_site(launcher: Launcher) -> None:
-    torn = {"seconds": 0, "code": 3, "say": "error: 0001.tif: torn"}
+    torn = {"seconds": 3, "code": 3, "say": "error: 0001.tif: torn"}
     launcher.start({"east": torn, "north": torn})
     processes = launcher.started()
     code, out, _ = launcher.end()

@@ -217,3 +217,10 @@ def test_addresses_are_read_and_written_back(text: str, address: tuple[str, int]
 def test_nonsense_is_no_address(text: str) -> None:
     with pytest.raises(NetworkError, match="expected host:port"):
         parse_address(text)
+
+
+def test_a_refusal_that_is_tried_again_is_told_in_words_for_people() -> None:
+    raw = "Tls handshake failed (TSI_PROTOCOL_FAILURE): CERTIFICATE_VERIFY_FAILED: unable to get issuer: OK"
+    said = channel.connection_trouble(Address("127.0.0.1", 8443), raw)
+    assert "is not the one this site's identity was made for (unable to get issuer)" in said
+    assert "TSI_PROTOCOL" not in said
