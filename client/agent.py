@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes
 from client.control import Control, Ended, Said
 from client.datasets import Cancelled
 from client.job import Job
+from client.room import MakeRoom, no_room
 from client.tasks import KINDS, Tasks
 from client.work import Keeper, Worker
 from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError
@@ -59,6 +60,7 @@ class Agent:
     address, identity : the coordinator's address and this site's certificate.
     folder : this site's own, for the broadcast and for the update that has no answer yet.
     report : called with a few words whenever what the agent does changes; from several threads.
+    make_room : called where the disk is too full for a broadcast or an update, from several threads; see `MakeRoom`.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Agent:
         identity: Identity,
         folder: Path,
         report: Any = lambda status: None,
+        make_room: MakeRoom = no_room,
     ) -> None:
         run = _run_of(identity)
         self._envelope = pb.Envelope(study=study, plan_digest=worker.digest, site=site)
@@ -90,6 +93,7 @@ class Agent:
             stopping=self._stopping,
             report=report,
             done=self._events.put,
+            make_room=make_room,
         )
         self._channel: Any = None
         self._silent_until = 0.0  # by time.monotonic(); until then a failed dial is no news
@@ -207,7 +211,7 @@ class Agent:
                     if not self._stopping.is_set():
                         _log.info("round %d: given up, the coordinator has gone on", event.body.name.round)
             elif isinstance(event.body, pb.Pausing):
-                self._paused = f"the coordinator has been stopped and will be back ({event.body.reason})"
+                self._paused = event.body.reason or "the coordinator was stopped and will be back"
                 _log.info("%s", self._paused)
                 self._report({"notice": self._paused})
             elif isinstance(event.body, pb.Welcome):

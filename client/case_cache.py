@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import gc
 import hashlib
 import json
 import logging
@@ -164,6 +165,31 @@ class CaseCache:
                 f"{self._folder}: old entries of the cache of prepared cases cannot be removed ({error.strerror}); "
                 "they hold images: check the folder's owner, or remove it"
             ) from error
+
+    def make_room(self) -> int:
+        """Removes all entries, as the disk is full and something needs it that cannot be made again.
+
+        From here on the cache takes half of what it held, so that it does not fill the disk again.
+
+        Returns
+        -------
+        How many bytes the entries had; 0 where there were none, or they cannot be removed.
+        """
+        try:
+            held = sum(entry.size for entry in self._entries() if not entry.partial)
+            self._remove_others(())
+        except OSError:
+            return 0
+        if held:
+            gc.collect()  # the system frees a mapped file when nobody reads it any more
+            self._limit = min(self._limit, held // 2)
+            _log.warning(
+                "%s: the disk is full: the cache of prepared cases was emptied (%.3f GB), and takes half of that from "
+                "here on. Cases are prepared again; free space, or start the site with a smaller --cache-gb",
+                self._folder,
+                held / 1e9,
+            )
+        return held
 
     # Reading. ----------------------------------------------------------------------------------------------------
 

@@ -123,9 +123,9 @@ def _start(options: argparse.Namespace) -> int:
         plan = site_plan(study)
         workers = [site_worker(plan, dataset, work) for dataset, work in zip(datasets, works, strict=True)]
         agents = [
-            Agent(study.name, site, worker, address, identity, work, status)
-            for site, worker, identity, work, status in zip(
-                options.site, workers, identities, works, statuses, strict=True
+            Agent(study.name, site, worker, address, identity, work, status, dataset.make_room)
+            for site, worker, identity, work, status, dataset in zip(
+                options.site, workers, identities, works, statuses, datasets, strict=True
             )
         ]
         return _run(agents, options.site, statuses)
@@ -180,7 +180,8 @@ def _run(agents: list[Any], sites: list[str], statuses: list[SiteStatus]) -> int
         except BaseException as error:
             failure = error
             failures.append(error)
-            logging.error("%s: has ended: %s", site, error)
+            if len(agents) > 1:  # the others may go on for hours before the command ends with this error
+                logging.error("%s: has ended: %s", site, error)
         status.end(failure)
 
     threads = [

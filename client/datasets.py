@@ -84,6 +84,10 @@ class SiteDataset:
         self.failure: DataError | None = None
         self.training_cases, self.validation_cases = split_cases(cases.cases, study.evaluation, study.seed)
 
+    def make_room(self) -> int:
+        """Empties the cache of prepared cases; see `CaseCache.make_room`."""
+        return 0 if self._cache is None else self._cache.make_room()
+
     @property
     def patches(self) -> int:
         """Patches a round of training draws."""

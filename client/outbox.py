@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.room import MakeRoom, no_room, with_room
 from common.errors import RunFolderError, WireError
 from common.wire import federation_pb2 as pb
 from common.wire.partial import disk_hit
@@ -82,10 +83,12 @@ class Outbox:
     Parameters
     ----------
     folder : of this study, plan and run alone; made when something is written.
+    make_room : called where the disk is too full for an update, which is then written once more.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, make_room: MakeRoom = no_room) -> None:
         self._folder = folder
+        self._make_room = make_room
         self._tensors = folder / "update.tensors"
         self._about = folder / "update.json"
         self._pending: PendingUpdate | None = None
@@ -107,27 +110,29 @@ class Outbox:
         self, key: TaskKey, update: Sequence[Array], *, cases: int, download: float, work: float, kept: bytes
     ) -> PendingUpdate:
         """Writes an update, in the place of one that was here; it is durable when this returns."""
-        with self._told("written"):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        self.release()
-        disk_hit("site.trained", self._tensors)
-        stored = write_tensors(self._tensors, update)
         about = {
             "key": [key.kind, key.number, key.broadcast, key.scalars],
-            "sha256": stored.digest.hex(),
-            "size": stored.size,
             "cases": cases,
             "download": download,
             "work": work,
             "kept": kept.hex(),
         }
-        content = json.dumps(about).encode()
-        with BlobWriter(self._about) as writer:
-            writer.write(content)
-            writer.commit(writer.digest, writer.size)
-        self._pending, self._read = _parsed(about, self._tensors), True
+        self._pending = with_room(lambda: self._write(update, about), self._make_room)
+        self._read = True
         disk_hit("site.held", self._tensors)
         return self._pending
+
+    def _write(self, update: Sequence[Array], about: dict[str, Any]) -> PendingUpdate:
+        with self._told("written"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self.release()
+        disk_hit("site.trained", self._tensors)
+        stored = write_tensors(self._tensors, update)
+        whole = about | {"sha256": stored.digest.hex(), "size": stored.size}
+        with BlobWriter(self._about) as writer:
+            writer.write(json.dumps(whole).encode())
+            writer.commit(writer.digest, writer.size)
+        return _parsed(whole, self._tensors)
 
     def release(self) -> None:
         """The update was answered, or nobody waits for it: removes it."""

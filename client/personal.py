@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from client.room import MakeRoom, no_room, with_room
 from client.work import OnBatch, Worker
 from common.errors import DataError, RunFolderError, WireError
 from common.learning.personal import Own, PersonalLayers
@@ -165,10 +166,12 @@ class PersonalWorker:
     worker : does the work.
     layers : where the site's own values are in what it gets and gives.
     folder : where they are kept: of this study, plan and run alone.
+    make_room : called where the disk is too full for them after a round, and they are then written once more.
     """
 
-    def __init__(self, worker: Worker, layers: PersonalLayers, folder: Path) -> None:
+    def __init__(self, worker: Worker, layers: PersonalLayers, folder: Path, make_room: MakeRoom = no_room) -> None:
         self._worker = worker
+        self._make_room = make_room
         self._layers = layers
         self._folder = folder
         self._store = PersonalStore(folder, layers.specs)
@@ -205,12 +208,12 @@ class PersonalWorker:
             return sent
         sent, own = self._layers.kept(sent, own)
         if not cut_short:
-            self._store.hold(round_number, own)
+            with_room(lambda: self._store.hold(round_number, own), self._make_room)
         return sent
 
     def of_run(self, run: bytes) -> PersonalWorker:
         """See `Keeper`."""
-        return PersonalWorker(self._worker, self._layers, self._folder / run.hex()[:16])
+        return PersonalWorker(self._worker, self._layers, self._folder / run.hex()[:16], self._make_room)
 
     def held(self, round_number: int) -> bytes:
         """See `Keeper`."""

@@ -10,10 +10,34 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import RunFolderError, WardroundError
+from common.disk import is_full
+from common.errors import (
+    DataError,
+    IdentityError,
+    NetworkError,
+    PlanMismatchError,
+    RunFolderError,
+    StudyError,
+    WardroundError,
+)
 
 STOPPED = "stopped"
+FAILED = "failed"
 FINISHED = "finished"
+AGAIN = "Start it again with the same command; it goes on where the study stands."
+_NEXT: tuple[tuple[type[BaseException], str], ...] = (
+    (StudyError, "Get the coordinator's study file, then start it with that."),
+    (DataError, f"Mend the data. {AGAIN}"),
+    (NetworkError, "Correct --coordinator, or what answers at that address, then start it again."),
+    (IdentityError, "See to this site's identity as the message says, then start it again."),
+    (
+        PlanMismatchError,
+        "Get the coordinator's study file and install its version of Wardround, then start it with these; the same "
+        "command would be refused again.",
+    ),
+    (RunFolderError, f"See to the work folder as the message says. {AGAIN}"),
+    (WardroundError, f"Remove the cause that the message names. {AGAIN}"),
+)
 _LOCK_SECONDS = 5.0  # a killed site takes a moment to go, and `wardround-site status` holds the lock for an instant
 
 
@@ -60,10 +84,14 @@ class SiteStatus:
         if self._lock is None:
             return
         with self._writing:
-            self._fields = _ended(self._fields)
-            if isinstance(error, WardroundError):
-                self._fields["notice"] = str(error)
-            self._try_to_write()
+            if isinstance(error, Exception) and self._fields["state"] != FINISHED:
+                self._fields = _failed(self._fields, error)
+            else:
+                self._fields = _ended(self._fields)
+            try:
+                self._write()
+            except OSError:  # of a full disk, as a rule, and that is just what is to be read here
+                self._write_over()
             self._lock.close()
             self._lock = None
 
@@ -79,6 +107,14 @@ class SiteStatus:
         except OSError as error:  # status is for watching; the site goes on without
             logging.warning("%s: cannot be written (%s)", self._path, error.strerror)
 
+    def _write_over(self) -> None:
+        """Writes into the file's own blocks, which are there on a full disk too."""
+        try:
+            with self._path.open("r+b") as file:
+                file.write(json.dumps(self._fields).encode().ljust(self._path.stat().st_size))  # JSON may end in blanks
+        except OSError as error:
+            logging.warning("%s: cannot be written (%s)", self._path, error.strerror)
+
     def _write(self) -> None:
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(self._fields))
@@ -88,7 +124,8 @@ class SiteStatus:
 def read_status(folder: Path) -> dict[str, Any]:
     """What the site of this work folder last said, and `running`: whether it is alive now.
 
-    Of a site that is not, `state` is ``stopped`` (`last_state` says where) or ``finished``.
+    Of a site that is not, `state` is ``stopped`` or ``failed`` (`last_state` says where, `notice` why, and `next_step`
+    what to do), or ``finished``.
 
     Raises
     ------
@@ -109,21 +146,34 @@ def status_text(status: dict[str, Any]) -> str:
     batch = f", batch {status['batch']} of {status['batches']}" if status.get("batches") else ""
     where = f", round {status['round']}{batch}" if "round" in status else ""
     state = status["state"]
-    if state == STOPPED:
-        state = f"{STOPPED}, last seen {status['last_state']}"
+    if state in (STOPPED, FAILED):
+        state += f", last seen {status['last_state']}"
     lines = [f"{status['site']} in study {status['study']}: {state}{where}"]
     if status.get("notice"):
         lines.append(status["notice"])
-    if status["state"] == STOPPED:
-        lines.append("Start it again with the same command; it goes on where the study stands.")
+    if status.get("next_step", lines[-1]) != lines[-1]:
+        lines.append(status["next_step"])
     return "\n".join(lines)
 
 
 def _ended(fields: dict[str, Any]) -> dict[str, Any]:
     """The last words of a site that runs no more."""
-    if fields["state"] in (STOPPED, FINISHED):
+    if fields["state"] in (STOPPED, FAILED, FINISHED):
         return fields
-    return {**fields, "state": STOPPED, "last_state": fields["state"], "notice": ""}
+    return {**fields, "state": STOPPED, "last_state": fields["state"], "notice": AGAIN, "next_step": AGAIN}
+
+
+def _failed(fields: dict[str, Any], error: Exception) -> dict[str, Any]:
+    """The last words of a site that this error ended."""
+    if isinstance(error, WardroundError):
+        reason = str(error)
+        todo = next(step for kind, step in _NEXT if isinstance(error, kind))
+        if is_full(error):
+            todo = f"Free space on the disk of the work folder. {AGAIN}"
+    else:
+        reason = f"{type(error).__name__}: {error}; this is a defect of Wardround"
+        todo = f"Keep its log and report it. {AGAIN}"
+    return {**fields, "state": FAILED, "last_state": fields["state"], "notice": reason, "next_step": todo}
 
 
 def _status_path(folder: Path) -> Path:

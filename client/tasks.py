@@ -15,6 +15,7 @@ from client.control import Control
 from client.datasets import Cancelled
 from client.job import Job
 from client.outbox import Outbox, PendingUpdate, TaskKey
+from client.room import MakeRoom, no_room
 from client.transfer import BroadcastStore, join_scalars, upload, was_taken
 from client.work import Keeper, Worker
 from common.errors import DataError, RunFolderError, WireError
@@ -42,6 +43,7 @@ class Tasks:
     stopping : set when the agent is to end.
     report : see `Agent`.
     done : called, in another thread, with a job that has ended; its `worked` is due then.
+    make_room : called where the disk is full.
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class Tasks:
         stopping: threading.Event,
         report: Callable[[dict[str, Any]], None],
         done: Callable[[Job], None],
+        make_room: MakeRoom = no_room,
     ) -> None:
         self._envelope = envelope
         self._worker = worker
         self._keeper = worker if isinstance(worker, Keeper) else None
-        self._broadcasts = BroadcastStore(broadcasts)
-        self._outbox = Outbox(updates)
+        self._broadcasts = BroadcastStore(broadcasts, make_room)
+        self._outbox = Outbox(updates, make_room)
         self._stopping = stopping
         self._report = report
         self._done = done

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from client.room import MakeRoom, no_room, with_room
+from common.disk import cannot_write
 from common.errors import RunFolderError, WireError
 from common.wire import federation_pb2 as pb
 from common.wire.partial import PartialBlob, disk_hit
@@ -15,12 +18,12 @@ from common.wire.tensors import (
     CHUNK_BYTES,
     PARTIAL_SUFFIX,
     Array,
-    cannot_write,
     decode,
     read_tensors,
     specs_of,
 )
 
+_log = logging.getLogger("wardround.site")
 _Step = Callable[[], None]
 
 
@@ -34,14 +37,16 @@ class BroadcastStore:
     Parameters
     ----------
     folder : of one site; made when something is written. Other files in it are removed.
+    make_room : called where the disk is too full for a broadcast, whose download then goes on.
 
     Attributes
     ----------
     seconds : how long the last `fetch` took.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, make_room: MakeRoom = no_room) -> None:
         self._folder = folder
+        self._make_room = make_room
         self._digest = b""
         self._tensors: list[Array] = []
         self.seconds = 0.0
@@ -63,7 +68,7 @@ class BroadcastStore:
             self._digest, self._tensors = b"", []
             self._tensors = self._stored(task.broadcast)
             if not self._tensors:
-                self._download(stub, envelope, task, step)
+                with_room(lambda: self._download(stub, envelope, task, step), self._make_room)
                 self._tensors = read_tensors(self._path(task.broadcast))
             self._digest = task.broadcast.sha256
             disk_hit("site.broadcast", self._path(task.broadcast))
@@ -81,7 +86,8 @@ class BroadcastStore:
             return []
         try:
             return read_tensors(path, digest=blob.sha256)
-        except WireError:  # torn by a power cut, or damaged since
+        except WireError as error:  # torn by a power cut, or damaged since
+            _log.warning("%s: the broadcast that was kept is damaged, and is fetched again (%s)", path, error)
             return []
 
     def _download(self, stub: Any, envelope: pb.Envelope, task: pb.Task, step: _Step) -> None:

@@ -120,4 +120,4 @@ def site_worker(plan: StudyPlan, dataset: SiteDataset, folder: Path) -> Worker:
 
     layers = PersonalLayers.of(build_network(plan.study), plan.train)
     own = folder / "personal" / f"{plan.study.name}-{plan.digest.hex()[:16]}"
-    return PersonalWorker(worker, layers, own)
+    return PersonalWorker(worker, layers, own, dataset.make_room)

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import PublishError, RunFolderError, WardroundError
+from common.disk import cannot_write, of_the_disk
+from common.errors import PublishError, WardroundError
 
 _SUFFIX = ".partial"
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -101,5 +101,6 @@ def _sync(path: Path) -> None:
 def _cannot_write(folder: Path, error: OSError, failure: type[WardroundError]) -> WardroundError:
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
         return failure(f"{folder}: another process has made it meanwhile; look at what is there, or give another name")
-    kind = RunFolderError if error.errno in _DISK else failure
-    return kind(f"{folder}: cannot be written ({error.strerror}); check its folder and free space")
+    if of_the_disk(error):
+        return cannot_write(folder, error)
+    return failure(f"{folder}: cannot be written ({error.strerror}); check its folder and free space")

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import exit_codes_epilog, run_command
-from common.errors import DataError, RunFolderError, UsageError
+from common.errors import DataError, RunFolderError, TrainingError, UsageError
 from common.study import HOLDOUT, load_study
 from common.version import VERSION
-from server.run_folder import RunFolder
+from server.run_folder import RunFolder, plainly
 
 _POLL_SECONDS = 0.25
+_NOT_YET = "Nothing of this was done yet; the same command without --dry-run does it."
+_START_AGAIN = "This was done. Start the coordinator again with the same command."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -310,7 +312,7 @@ def _watch(arguments: argparse.Namespace) -> int:
                 status = _read(run)
                 shown.show(status)
                 if not status["running"]:
-                    return 0
+                    return TrainingError.exit_code if status.get("state") == "failed" else 0
                 time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         return 0
@@ -332,23 +334,32 @@ def _repair(arguments: argparse.Namespace) -> int:
             _print_json({"run": str(run.path), "dry_run": arguments.dry_run, "given_up": said})
         else:
             print("\n".join(said))
+            print(_NOT_YET if arguments.dry_run else _START_AGAIN)
         return 0
     found = examine(run) if arguments.dry_run else repair(run)
+    damage = [each for each in found if not each.awaited]
+    code = RunFolderError.exit_code if damage and arguments.dry_run else 0
     if arguments.json:
-        findings = [{"path": each.path, "problem": each.problem, "action": each.action} for each in found]
+        findings = [
+            {"path": each.path, "problem": each.problem, "action": each.action, "awaited": each.awaited}
+            for each in found
+        ]
         _print_json({"run": str(run.path), "dry_run": arguments.dry_run, "findings": findings})
-        return 0
+        return code
     from server.status import clean
 
-    for each in found:
-        print(clean(f"{each.path}: {each.problem}\n  {each.action}"))
-    if not found:
+    for each in damage:
+        print(clean(f"{plainly(f'{each.path}: {each.problem}')}\n  {each.action}"))
+    if not damage:
         print(f"{run.path}: nothing is damaged")
-    elif arguments.dry_run:
-        print("Nothing of this was done yet; `wardround repair` without --dry-run does it.")
     else:
-        print("This was done. Start the coordinator again with the same command.")
-    return 0
+        print(_NOT_YET if arguments.dry_run else _START_AGAIN)
+    awaited = [each for each in found if each.awaited]
+    if awaited:
+        print("\nAwaited from the sites when the coordinator runs, and no damage:")
+    for each in awaited:
+        print(clean(f"{plainly(f'{each.path}: {each.problem}')}\n  {each.action}"))
+    return code
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -26,12 +26,14 @@ from common.wire.channel import parse_address
 from common.wire.partial import disk_hit
 from common.wire.tensors import Array
 from server.journal import Journal, read_history
-from server.kept import check_kept
+from server.kept import check_kept, kept
+from server.replay import RunHistory
 from server.results import Evaluated, open_holdout, publish_study
 from server.run_folder import RunFolder, storing
 from server.serving import bind, serve
 from server.status import last_round
 from server.tables import RoundTable, SiteLedger, Table
+from server.versions import is_version
 
 if TYPE_CHECKING:
     from common.learning.plan import StudyPlan
@@ -87,7 +89,7 @@ def _is_over(run: RunFolder) -> bool:
     if run.is_finished():
         return True
     version = read_history(run.journal).published if run.report.exists() else ""
-    if not version:
+    if not version or not is_version(run.published / version):  # moved away, as by `wardround repair`: publish again
         return False
     with contextlib.suppress(RunFolderError):
         status = run.read_status()
@@ -124,7 +126,7 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         with contextlib.suppress(WardroundError):  # it is stopped, whatever the disk says
             if journal is not None:
                 journal.note("stopped")
-        await _tell_sites(server, status, "the coordinator was stopped and will be back")
+        await _tell_sites(server, status, "its operator stopped it")
         with contextlib.suppress(WardroundError):
             status.write()
         # Compiling, evaluating or publishing may go on for minutes in a thread that cannot be interrupted. Everything
@@ -141,7 +143,7 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):  # nothing is left that could be stopped halfway
             loop.add_signal_handler(number, os._exit, STOPPED)
         writing.cancel()
-        await _tell_sites(server, status, "the coordinator ended; its operator has to act before it is back")
+        await _tell_sites(server, status, "it failed, and its operator has to act first")
         if journal is not None:
             journal.close()
         with contextlib.suppress(RunFolderError):  # the error that ends the run is the one to show
@@ -172,6 +174,7 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journa
     history = journal.history()
     certain = {number: digest for number, digest in history.models.items() if number <= history.saved}
     await asyncio.to_thread(check_kept, run.models, certain)  # those of later rounds are written again
+    await asyncio.to_thread(_check_state, run, history)
     evaluated = await asyncio.to_thread(open_holdout, study, setup.holdout)
     old = await asyncio.to_thread(open_holdout, study, setup.old_holdout, "--old-holdout")
 
@@ -253,6 +256,18 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journa
     status.set(state="finished", published=report["publication"]["folder"])
     _log.info("finished: best round %d, published %s", outcome.best_round, report["publication"]["folder"])
     return 0
+
+
+def _check_state(run: RunFolder, history: RunHistory) -> None:
+    """Raises RunFolderError where the state to go on from is not as it was saved, before the plan takes its time."""
+    if not history.saved:
+        return
+    check_kept(run.state, {history.saved: history.states[history.saved]})
+    if history.saved not in kept(run.state):
+        raise RunFolderError(
+            f"{run.state}: the state after round {history.saved} is gone; `wardround repair --run {run.path} "
+            "--dry-run` says where the run can go on, `wardround repair` goes back there"
+        )
 
 
 def _scalars(evaluated: Evaluated) -> Callable[[Sequence[Array]], Awaitable[Mapping[str, Any]]]:

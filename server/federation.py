@@ -27,7 +27,7 @@ from server.calls import TAKEN_OVER, Broadcast, Call, Connection, Pause, SiteDat
 from server.journal import Journal
 from server.replay import Received, RoundHistory, RoundKey, RunHistory
 from server.rounds import Kind, Round, Stage
-from server.run_folder import set_aside, storing
+from server.run_folder import plainly, set_aside, storing
 from server.updates import remove_finished, update_name
 
 __all__ = ["TAKEN_OVER", "Broadcast", "Call", "Connection", "Federation", "Pause", "SiteData"]
@@ -54,6 +54,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
     Attributes
     ----------
     history : what the journal said when the coordinator was started.
+    rejected : why sites were sent away that came with another study or version; until they come with the right one.
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self.begun = False
         self.finished: str | None = None
         self.paused: Pause | None = None
-        self.notice = ""
+        self._said = ""
+        self.rejected: dict[str, str] = {}
         self.history: RunHistory = journal.history()
         self._refusals: dict[str, set[tuple[Kind, int, str]]] = {}
         self._taken = {
@@ -135,7 +137,6 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         disk_hit("round.opened", self._updates)
         self.call = call
         self.begun = True
-        self.notice = _waits_for_lost(call.round) if call.round.fixed is not None else self.notice
         for site in sites:
             self.give_task(site)
         closing, summing = asyncio.create_task(self._until_closed(call)), asyncio.create_task(self._sum(call))
@@ -178,7 +179,13 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             try:
                 read_tensors(path, call.plan.sent, digest)
             except WireError as error:  # the site is asked again, and sends the same bits
-                _log.warning("the update of %s in round %d is lost: %s", site, round_.number, error)
+                what = plainly(str(error)).removeprefix(f"{path}: ")
+                _log.warning(
+                    "the update of %s in round %d is lost: %s; the site is asked for it again",
+                    site,
+                    round_.number,
+                    what,
+                )
                 set_aside(path, self._updates.parent)
                 continue
             round_.received(
@@ -209,9 +216,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                 if call.round.deadline():
                     break
                 call.deadline = time.monotonic() + self.study.cohort.deadline_seconds
-                whole = "cohort" if call.round.fixed is not None else "quorum"
-                self.notice = (
-                    f"round {call.round.number}: {len(call.round.included)} of the {whole} of {call.round.needed} "
+                self._said = (
+                    f"round {call.round.number}: {len(call.round.included)} of the quorum of {call.round.needed} "
                     f"answered before the deadline; attempt {call.round.attempt} waits for "
                     + ", ".join(self._excuse(call.round, site) for site in call.round.missing)
                 )
@@ -221,9 +227,9 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                         self.give_task(site)
                 self._changed()
         call.round.close()
-        self.notice = ""
+        self._said = ""
         if call.round.missing:
-            self.notice = f"round {call.round.number} went on without " + ", ".join(
+            self._said = f"round {call.round.number} went on without " + ", ".join(
                 self._excuse(call.round, site) for site in call.round.missing
             )
         disk_hit("round.closing", self._updates)
@@ -231,6 +237,20 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             self._journal.closed(call.round.kind.value, call.round.number, call.round.attempt, call.round.included)
         disk_hit("round.closed", self._updates)
         call.announce()
+
+    @property
+    def notice(self) -> str:
+        """What somebody should know of the round under way, or of the last one; "" if there is nothing."""
+        round_ = self.call.round if self.call is not None else None
+        if round_ is None or round_.closed or round_.fixed is None or not round_.missing:
+            return self._said
+        first = round_.missing[0]
+        return (
+            f"round {round_.number} was closed with {', '.join(round_.asked)} before; it waits for "
+            f"{', '.join(self._excuse(round_, site) for site in round_.missing)}, of whom it has no update any more, "
+            f"for as long as it takes. If {first} never comes back: stop the coordinator, then `wardround repair "
+            f"--run {self._updates.parent} --give-up {first} {round_.number}`, which changes the result"
+        )
 
     def _excuse(self, round_: Round, site: str) -> str:
         answer = round_.answers[site]
@@ -260,6 +280,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         if previous is not None:
             previous.outbox.put_nowait(TAKEN_OVER)
         self.connections[connection.site] = connection
+        self.rejected.pop(connection.site, None)
         if self.finished is not None:
             connection.outbox.put_nowait(self.finished)
         if self.paused is not None:
@@ -267,6 +288,12 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             return
         self.give_task(connection.site)
         self._changed()
+
+    def reject(self, site: str, reason: str) -> None:
+        """A site was sent away, for it came with another study or version; where it attends too, that is the site."""
+        if site not in self.connections and self.rejected.get(site) != reason:
+            self.rejected[site] = reason
+            self._changed()
 
     def disconnect(self, connection: Connection) -> None:
         """A site's stream ended."""
@@ -450,15 +477,3 @@ def _accumulate(plan: RoundPlan, total: list[Any], stored: Stored) -> None:
 def _hang_up(connection: Connection, pause: Pause) -> None:
     connection.outbox.put_nowait(pause)
     connection.outbox.put_nowait(None)
-
-
-def _waits_for_lost(round_: Round) -> str:
-    """What is said of a round that was closed before and lacks updates of its cohort."""
-    if not round_.missing:
-        return ""
-    first = round_.missing[0]
-    return (
-        f"round {round_.number} was closed with {', '.join(round_.asked)} before; it waits for "
-        f"{', '.join(round_.missing)}, whose update is not here any more. If {first} never comes back: "
-        f"`wardround repair --give-up {first} {round_.number}`"
-    )

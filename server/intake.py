@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from common.disk import cannot_write
 from common.errors import RunFolderError, WireError
 from common.failpoints import hit
 from common.wire.partial import PartialBlob, disk_hit
-from common.wire.tensors import Stored, TensorFile, cannot_write
+from common.wire.tensors import Stored, TensorFile
 from server.federation import Call, Federation
 from server.plausible import implausible, most_weight, no_shares, norm
 from server.rounds import Kind

@@ -21,11 +21,11 @@ from pathlib import Path
 from common.errors import RunFolderError, StudyError, UsageError, WardroundError
 from common.inference.published import MANIFEST
 from common.inference.version_files import listed_files
-from common.study import load_study
+from common.study import Study, load_study
 from common.wire.tensors import Stored
 from server.journal import Journal, JournalDamagedError, read_history, salvaged, write_events
 from server.kept import fault, kept
-from server.replay import RunHistory, replay
+from server.replay import RoundHistory, RunHistory, replay
 from server.run_folder import RunFolder, free_name, set_aside, storing, sync_folder
 from server.tables import read_table, write_table
 from server.updates import round_of
@@ -44,12 +44,14 @@ class Repair:
     problem : what is wrong.
     action : what is done about it, as an order; or what somebody has to do.
     apply : does it.
+    awaited : it is no damage: the coordinator asks a site again for what an earlier repair, or a start, set aside.
     """
 
     path: str
     problem: str
     action: str
     apply: Callable[[], object]
+    awaited: bool = False
 
 
 def examine(run: RunFolder) -> list[Repair]:
@@ -59,8 +61,7 @@ def examine(run: RunFolder) -> list[Repair]:
     ------
     RunFolderError : this is no run folder, or it cannot be read.
     """
-    if not run.path.is_dir() or not (run.study.exists() or run.journal.exists() or run.state.is_dir()):
-        raise RunFolderError(f"{run.path}: no run here; give the folder of a run with --run")
+    _require_run(run)
     with storing(run.path):
         history, repairs = _journal(run)
         good, found = _states(run, history, lost=bool(repairs))
@@ -73,11 +74,45 @@ def examine(run: RunFolder) -> list[Repair]:
 
 def repair(run: RunFolder) -> list[Repair]:
     """Does what `examine` finds; returns that. Raises RunFolderError where a coordinator runs, or the disk fails."""
+    _require_run(run)  # before a lock is made in it
     with run.locked():
         repairs = examine(run)
         for found in repairs:
             found.apply()
+        if not all(found.awaited for found in repairs):
+            _write_status(run)
     return repairs
+
+
+def _require_run(run: RunFolder) -> None:
+    if not run.path.is_dir() or not (run.study.exists() or run.journal.exists() or run.state.is_dir()):
+        raise RunFolderError(f"{run.path}: no run here; give the folder of a run with --run")
+
+
+def _write_status(run: RunFolder, said: str = "") -> None:
+    """Says in `status.json` that the run was repaired, unless its study is over all the same."""
+    history = read_history(run.journal)
+    saved = history.saved or max(kept(run.state), default=0)
+    if history.published and run.is_finished():
+        return
+    where = f"goes on after round {saved}" if saved else "begins with round 1"
+    status: dict[str, object] = {"study": "study"}
+    with contextlib.suppress(WardroundError):  # it was set aside
+        status["study"] = run.read_study().name
+    with contextlib.suppress(WardroundError):
+        status |= run.read_status()
+    for name in ("running", "run"):
+        status.pop(name, None)
+    for name in ("last", "best"):
+        figures = status.get(name)
+        number = figures.get("round", 0) if isinstance(figures, dict) else 0
+        if number > saved or (name == "best" and number not in kept(run.models)):
+            status[name] = None
+    if not history.published:
+        status["published"] = None
+    status |= {"state": "repaired", "error": "", "notice": "", "round": saved, "kind": None}
+    status["repair"] = said or f"`wardround repair` set aside what was damaged, in damaged/; the run {where}."
+    run.write_status(status)
 
 
 def give_up(run: RunFolder, site: str, number: int, *, dry_run: bool) -> list[str]:
@@ -88,7 +123,8 @@ def give_up(run: RunFolder, site: str, number: int, *, dry_run: bool) -> list[st
 
     Raises
     ------
-    UsageError : no round waits for an update of this site.
+    UsageError : the round waits for no update of this site: it is not closed with it, or the update is here. An
+        evaluation counts as lost only once the sites were asked for it, as all training updates are here.
     RunFolderError : a coordinator runs, or the journal is damaged or cannot be written.
     """
     study = run.read_study()
@@ -97,35 +133,68 @@ def give_up(run: RunFolder, site: str, number: int, *, dry_run: bool) -> list[st
         raise UsageError(f"--give-up: {site!r} is not in the cohort of study {study.name!r}")
     if number <= history.saved:
         raise UsageError(f"--give-up: round {number} is saved; nothing waits for {site} there")
-    said = []
-    with contextlib.nullcontext() if dry_run else run.locked():
-        for kind in ("train", "evaluate"):
-            found = history.find(kind, number)
-            if found is None or site not in (found.closed or ()):
-                continue
-            received = found.received.get(site)
-            again = received is not None and received.outdated and study.training.personal != "none"
-            if received is not None and not again and not fault(run.updates / received.file, received.sha256):
-                continue
-            left = [other for other in found.closed or () if other != site]
-            quorum = min(study.cohort.quorum, len(found.sites))
-            if not dry_run:
-                journal = Journal(run.journal)
-                journal.given_up(kind, number, site, quorum)
-                journal.close()
-            what = f"round {number} ({kind})"
-            if len(left) < max(1, quorum):
-                said.append(
-                    f"{what}: without {site} it is below the quorum of {quorum}; it is open again to every site"
-                )
-            else:
-                said.append(f"{what}: goes on with {', '.join(left)} alone; its result is not what it was with {site}")
-    if not said:
+    kind = _lost_kind(run, study, history, site, number)
+    if kind is None:
         raise UsageError(
             f"--give-up: round {number} waits for no lost update of {site}: it is not closed with {site}, and then its "
-            "deadline leaves the site out, or the update is here"
+            "deadline leaves the site out, or the update is here, and counts"
         )
+    found = history.find(kind, number)
+    assert found is not None
+    left = [other for other in found.closed or () if other != site]
+    quorum = min(study.cohort.quorum, len(found.sites))
+    what = f"round {number} ({kind})"
+    if len(left) < max(1, quorum):
+        said = [f"{what}: without {site} it is below the quorum of {quorum}; it is open again to every site"]
+    else:
+        said = [f"{what}: goes on with {', '.join(left)} alone"]
+    said.append(f"This changes the result of round {number}, and so of all rounds after it")
+    if not dry_run:
+        with run.locked():
+            journal = Journal(run.journal)
+            try:
+                journal.given_up(kind, number, site, quorum)
+            finally:
+                journal.close()
+            _write_status(run, f"{site} was given up in round {number}, which changes the result.")
     return said
+
+
+def _lost_kind(run: RunFolder, study: Study, history: RunHistory, site: str, number: int) -> str | None:
+    """Which update of a site its closed round waits for: that of training, or else of evaluation; None if for none."""
+    training, evaluation = history.find("train", number), history.find("evaluate", number)
+    lost = [] if training is None else _lost(run, training, personal=study.training.personal != "none")
+    if site in lost:
+        return "train"
+    if evaluation is None or lost or not _was_asked(run, "evaluate", number):
+        return None
+    return "evaluate" if site in _lost(run, evaluation, personal=False) else None
+
+
+def _lost(run: RunFolder, round_: RoundHistory, *, personal: bool) -> list[str]:
+    """The sites of a closed round whose updates are not here, or have to come again."""
+    here = [
+        site
+        for site, received in round_.received.items()
+        if not (personal and received.outdated) and not fault(run.updates / received.file, received.sha256)
+    ]
+    return [site for site in round_.closed or () if site not in here]
+
+
+def _was_asked(run: RunFolder, kind: str, number: int) -> bool:
+    """Whether a round was opened since the run went back last."""
+    asked = False
+    with _copy(run.journal) as copy:
+        journal = Journal(copy)
+        try:
+            for event in journal.events():
+                if event["event"] == "returned":
+                    asked = False
+                elif (event["event"], event["kind"], event["round"]) == ("opened", kind, number):
+                    asked = True
+        finally:
+            journal.close()
+    return asked
 
 
 # The journal. ------------------------------------------------------------------------------------------------------
@@ -138,7 +207,8 @@ def _journal(run: RunFolder) -> tuple[RunHistory, list[Repair]]:
         if not kept(run.state):
             return RunHistory(), []
         todo = "go on from the newest state; with which sites a round was closed is not known"
-        return RunHistory(), [Repair(name, "the journal is missing", todo, lambda: None)]
+        anew = partial(_write_journal, run, [_salvage_note(0, 0)])
+        return RunHistory(), [Repair(name, "the journal is missing", f"begin a new one, and {todo}", anew)]
     with _copy(run.journal) as copy:
         try:
             journal = Journal(copy)
@@ -152,24 +222,30 @@ def _journal(run: RunFolder) -> tuple[RunHistory, list[Repair]]:
         events, lost = salvaged(copy)
     todo = (
         f"{_ASIDE}, and keep the {len(events)} events that can be read, {lost or 'none'} between them "
-        f"{'is' if lost == 1 else 'are'} lost, and perhaps some after them. A round of which it is lost how it was "
-        "closed may close with other sites"
+        f"{'is' if lost == 1 else 'are'} lost, and perhaps some after them. For the run: rounds whose state is saved "
+        "stay as they are; a later round of which it is lost how it was closed may close with other sites, which "
+        "changes the result. Else the result is the same"
     )
 
     def salvage() -> None:
-        new = run.path / f".{name}.salvaged.partial"
-        new.unlink(missing_ok=True)
-        write_events(new, [*events, _salvage_note(len(events), lost)])
         files = [run.journal, *(run.journal.with_name(name + suffix) for suffix in ("-wal", "-shm"))]
         run.damaged.mkdir(exist_ok=True)
         for file in [file for file in files if file.exists()]:
             shutil.copyfile(file, free_name(run.damaged / file.name))
-        for file in files[1:]:  # a log beside another database than its own would ruin that too
-            file.unlink(missing_ok=True)
-        new.replace(run.journal)
-        sync_folder(run.path)
+        _write_journal(run, [*events, _salvage_note(len(events), lost)])
 
     return replay(events), [Repair(name, problem, todo, _storing(run.journal, salvage))]
+
+
+def _write_journal(run: RunFolder, events: list[dict[str, object]]) -> None:
+    """Replaces the journal by a new one of these events."""
+    new = run.path / f".{run.journal.name}.salvaged.partial"
+    new.unlink(missing_ok=True)
+    write_events(new, events)
+    for suffix in ("-wal", "-shm"):  # a log beside another database than its own would ruin that too
+        run.journal.with_name(run.journal.name + suffix).unlink(missing_ok=True)
+    new.replace(run.journal)
+    sync_folder(run.path)
 
 
 def _salvage_note(events: int, lost: int) -> dict[str, object]:
@@ -250,7 +326,9 @@ def _updates(run: RunFolder, history: RunHistory, good: int) -> list[Repair]:
             path = run.updates / received.file
             todo = f"the coordinator asks {site} for it again"
             if round_.closed is not None:
-                todo += f", as the round is closed with it. If it never comes: `--give-up {site} {number}`"
+                todo += ", as the round is closed with it"
+                if kind == "train":
+                    todo += f". If it never comes: `wardround repair --run {run.path} --give-up {site} {number}`"
             what = f"the update of {site} for round {number} ({kind})"
             if path.exists():
                 problem = fault(path, received.sha256)
@@ -258,7 +336,7 @@ def _updates(run: RunFolder, history: RunHistory, good: int) -> list[Repair]:
                     found.append(_aside(run, path, f"{what} is damaged: {problem}", f"{_ASIDE}; {todo}"))
             elif number > history.saved:
                 name = str(path.relative_to(run.path))
-                found.append(Repair(name, f"{what} is missing", todo, lambda: None))
+                found.append(Repair(name, f"{what} is missing", todo, lambda: None, awaited=True))
     for path in sorted(run.updates.iterdir()):
         number = round_of(path) or good + 1
         if number <= good and path.is_file():
@@ -305,7 +383,10 @@ def _published(run: RunFolder) -> Iterator[Repair]:
     for name, folder in published_versions(run.published).items() if run.published.is_dir() else []:
         problem = version_fault(folder)
         if problem:
-            todo = f"{_ASIDE}. Publish the round again with `wardround publish`"
+            todo = (
+                f"{_ASIDE}. The coordinator, started again, publishes the best round again if the study ended with it; "
+            )
+            todo += "any other round `wardround publish --round`"
             yield _aside(run, folder, f"the published version {name} is damaged: {problem}", todo)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -120,9 +121,10 @@ class RunFolder:
         return False
 
     def is_finished(self) -> bool:
-        """Whether the study was trained and published to its end here."""
+        """Whether the study was trained and published to its end here, and what was published is here still."""
         with contextlib.suppress(RunFolderError):  # a status that cannot be read says nothing
-            return self.report.exists() and self.read_status().get("state") == "finished"
+            status = self.read_status()
+            return self.report.exists() and status.get("state") == "finished" and bool(status.get("published"))
         return False
 
     def write_status(self, status: dict[str, Any]) -> None:
@@ -131,7 +133,9 @@ class RunFolder:
         write_atomically(self.status, text, durable=False, failpoint="status.before")
 
     def read_status(self) -> dict[str, Any]:
-        """What the coordinator last said of itself, and `running`: whether it is alive now.
+        """What the coordinator last said of itself, `run`: the folder, and `running`: whether it is alive now.
+
+        `published` is None where the version is not here any more.
 
         Raises
         ------
@@ -140,16 +144,18 @@ class RunFolder:
         if not self.study.exists() and not self.status.exists():
             raise RunFolderError(f"{self.path}: no run here (no study.yaml); give the folder of a run with --run")
         try:
-            status: dict[str, Any] = json.loads(self.status.read_text())
+            status: dict[str, Any] = dict(json.loads(self.status.read_text(encoding="utf-8")))
         except FileNotFoundError:
             status = {"format": STATUS_FORMAT, "state": "starting", "sites": {}}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise RunFolderError(
-                f"{self.status}: cannot be read ({error}); is the coordinator still writing?"
+                f"{self.status}: cannot be read ({error}); a coordinator that runs writes it anew, else `wardround "
+                f"repair --run {self.path}` sets it aside"
             ) from error
-        status["running"] = self.is_locked()
+        status |= {"running": self.is_locked(), "run": str(self.path)}
         if status.get("published"):  # a folder that was moved or restored is not where it was written
-            status["published"] = str(self.published / Path(status["published"]).name)
+            folder = self.published / Path(status["published"]).name
+            status["published"] = str(folder) if folder.is_dir() else None
         return status
 
 
@@ -178,6 +184,14 @@ def write_atomically(path: Path, text: str, *, durable: bool = True, failpoint: 
             raise
         if durable:
             sync_folder(path.parent)
+
+
+def plainly(error: str) -> str:
+    """What an error says of damage in a run folder, for people: each path once, no digests, nothing of blobs."""
+    text = re.sub(r"expected SHA-256 [0-9a-f]{64}, found [0-9a-f]{64}: ", "", error)
+    text = text.replace("; restore it or run the round again", "")
+    path, colon, said = text.partition(": ")
+    return path + colon + said.replace(f"{path}: ", "")
 
 
 @contextlib.contextmanager

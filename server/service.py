@@ -17,6 +17,7 @@ from common.version import VERSION
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.tensors import encode_chunks
+from common.wording import printable
 from server.federation import TAKEN_OVER, Call, Connection, Federation, Pause
 from server.intake import Intake, NotYet, Offer, Superseded, Verdict
 from server.rounds import Kind, Stage
@@ -28,6 +29,7 @@ _KIND_OF = {number: kind for kind, number in _KINDS.items()}
 _STAGES = {stage.value: stage for stage in (Stage.DOWNLOAD, Stage.TRAINING, Stage.EVALUATION, Stage.UPLOAD)}
 _MOST_LETTERS = 300  # of a reason or a version; a site's own are shorter
 _MOST_PROCESS_BYTES = 64
+_MOST_WARNINGS = 10  # of another plan, a site: one that comes with ever new ones does not fill the log
 
 
 class FederationService(rpc.FederationServicer):
@@ -39,6 +41,7 @@ class FederationService(rpc.FederationServicer):
         self._study = federation.study.name
         self._digest = federation.plan.digest
         self._intake = Intake(federation)
+        self._warned: dict[str, set[str]] = {}
 
     # --- the calls -----------------------------------------------------------------------------------------------
 
@@ -184,11 +187,29 @@ class FederationService(rpc.FederationServicer):
         """The sender is the site it speaks for, a member of this study, and holds this plan."""
         await require_site(envelope, self._federation.study, context)
         if envelope.study != self._study or envelope.plan_digest != self._digest:
+            self._reject(envelope)
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"plan: the coordinator runs study {self._study!r} with plan {self._digest.hex()[:16]}, the site "
                 "came with "
                 f"{envelope.study!r} and plan {envelope.plan_digest.hex()[:16]}",
+            )
+
+    def _reject(self, envelope: pb.Envelope) -> None:
+        """Tells the coordinator's operator, who does not see what the site is told."""
+        site, study = envelope.site, printable(envelope.study[:_MOST_LETTERS])
+        reason = f"study {study!r} and plan {envelope.plan_digest.hex()[:16]}"
+        self._federation.reject(site, reason)
+        warned = self._warned.setdefault(site, set())
+        if reason not in warned and len(warned) < _MOST_WARNINGS:
+            warned.add(reason)
+            _log.warning(
+                "%s came with another plan: %s, the coordinator runs study %r with plan %s; start the site with the "
+                "coordinator's study file and the same version of Wardround",
+                site,
+                reason,
+                self._study,
+                self._digest.hex()[:16],
             )
 
     def _is_current(self, name: pb.TaskName) -> bool:

@@ -21,10 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from common.study import Study
+from server.run_folder import plainly
 
 Status = Mapping[str, Any]
 
-ENDED = ("finished", "failed", "stopped")
+ENDED = ("finished", "failed", "stopped", "repaired")
 _NOTHING = "Nothing to do."
 
 
@@ -66,10 +67,12 @@ def describe(status: Status, *, now: float | None = None) -> Description:
     if running:
         return _active(name, state if state not in ENDED else "starting", status, time.time() if now is None else now)
     if state == "failed":
+        return _failed(name, status)
+    if state == "repaired":
         return Description(
-            f"{name}failed{_in_round(status)}",
-            clean(str(status.get("error") or "The coordinator did not say why; its log may.")),
-            "Remove the cause, then start the coordinator again with the same command: it goes on where it was.",
+            f"{name}repaired",
+            clean(str(status.get("repair") or "`wardround repair` set aside what was damaged.")),
+            "Start the coordinator again with the same command.",
         )
     if state == "stopped":
         return Description(
@@ -86,6 +89,20 @@ def describe(status: Status, *, now: float | None = None) -> Description:
     )
 
 
+def _failed(name: str, status: Status) -> Description:
+    headline = f"{name}failed{_in_round(status)}"
+    error = clean(str(status.get("error") or "The coordinator did not say why; its log may."))
+    if "`wardround repair" not in error:
+        todo = "Remove the cause, then start the coordinator again with the same command: it goes on where it was."
+        return Description(headline, error, todo)
+    return Description(
+        headline,
+        plainly(error.split("; `wardround repair")[0]),
+        f"Run `wardround repair --run {status.get('run', 'DIR')} --dry-run`: it says what is damaged and what can be "
+        "done. Without --dry-run it does it; then start the coordinator again with the same command.",
+    )
+
+
 def _finished(name: str, status: Status) -> Description:
     rounds = count(int(status.get("rounds") or 0), "round")
     published = status.get("published")
@@ -94,7 +111,10 @@ def _finished(name: str, status: Status) -> Description:
             f"{name}finished after {rounds}", f"The model is published in {published}.", "Read its model_card.md."
         )
     return Description(
-        f"{name}finished after {rounds}", "No model was published.", "Publish one with `wardround publish`."
+        f"{name}finished after {rounds}",
+        "The published model is not here any more.",
+        "Start the coordinator again with the same command, which publishes the best round again, or publish one with "
+        "`wardround publish`.",
     )
 
 
@@ -126,17 +146,34 @@ def _waiting(headline: str, status: Status) -> Description:
     sites = status.get("sites") or {}
     absent = [site for site, part in sites.items() if not part.get("connected")]
     there = len(sites) - len(absent)
+    refused = any(sites[site].get("refused_reason") for site in absent)
     if not absent:
         return Description(headline, "All sites are connected; the first round begins.", _NOTHING)
     quorum = f" (the quorum is {status['quorum']})" if "quorum" in status else ""
     address = f"; they reach the coordinator at {status['address']}" if status.get("address") else ""
-    todo = _NOTHING if status.get("simulated") else f"Run `wardround-site start` at {names(absent)}{address}."
+    todo = _NOTHING if status.get("simulated") else _sentence(" and ".join(_fetching(sites, absent))) + f"{address}."
     return Description(
         headline,
-        f"{names(absent)} {_are(absent)} not connected; {there} of {count(len(sites), 'site')} "
-        f"{'is' if there == 1 else 'are'}{quorum}.",
+        f"{'; '.join(_absence(sites, absent))}; {there} of {count(len(sites), 'site')} "
+        f"{'is' if there == 1 else 'are'}{' connected' if refused else ''}{quorum}.",
         todo,
     )
+
+
+def _absence(sites: Mapping[str, Mapping[str, Any]], absent: Sequence[str]) -> list[str]:
+    """Why these sites are not there."""
+    refused = [site for site in absent if sites[site].get("refused_reason")]
+    away = [site for site in absent if site not in refused]
+    causes = [f"{names(away)} {_are(away)} not connected"] if away else []
+    return causes + ([f"{names(refused)} came with another study or version (refused)"] if refused else [])
+
+
+def _fetching(sites: Mapping[str, Mapping[str, Any]], absent: Sequence[str]) -> list[str]:
+    """What to do to have these sites there."""
+    refused = [site for site in absent if sites[site].get("refused_reason")]
+    away = [site for site in absent if site not in refused]
+    todo = [f"start {names(refused)} with the coordinator's study file and version of Wardround"] if refused else []
+    return todo + ([f"run `wardround-site start` at {names(away)}"] if away else [])
 
 
 def _in_progress(headline: str, status: Status, now: float) -> Description:
@@ -151,7 +188,7 @@ def _in_progress(headline: str, status: Status, now: float) -> Description:
 
     causes = [f"{site} cannot do its part: {clean(_reason(sites[site]))}" for site in failed]
     if absent:
-        causes.append(f"{names(absent)} {_are(absent)} not connected")
+        causes += _absence(sites, absent)
     if len(working) == 1:
         causes.append(f"{working[0]} is still at work: {stage(sites[working[0]])}")
     elif working:
@@ -162,7 +199,11 @@ def _in_progress(headline: str, status: Status, now: float) -> Description:
 
     quorum = int(status.get("needed") or status.get("quorum") or 0)
     deadline = _deadline(status.get("deadline_at"), now)
+    closed = status.get("closed_with")
     if not failed and not absent:
+        if closed:
+            them = f"{names(closed)} before, and goes on when all of them have answered"
+            return Description(headline, cause, f"Nothing to do: the round was closed with {them}.")
         return Description(
             headline, cause, f"Nothing to do: the round closes when all have answered, at the latest {deadline}."
         )
@@ -173,16 +214,23 @@ def _in_progress(headline: str, status: Status, now: float) -> Description:
     if absent and simulated:
         todo.append(f"see the log of {names(absent)} in the run's folder `sites`")
     elif absent:
-        todo.append(f"run `wardround-site start` at {names(absent)}")
+        todo += _fetching(sites, absent)
     if failed:
         todo.append(f"remove the cause at {names(failed)}, whose site log says more")
     what = " and ".join(todo)
     able = len(done) + len(working)
+    if able < quorum and closed:
+        return Description(
+            headline,
+            cause,
+            f"{_sentence(what)}: the round was closed with {names(closed)} before, and goes on with all of them alone, "
+            "however long that takes.",
+        )
     if able < quorum:
         return Description(
             headline,
             cause,
-            f"{what[0].upper()}{what[1:]}: the round needs {count(quorum, 'site')}, {able} can answer. What was "
+            f"{_sentence(what)}: the round needs {count(quorum, 'site')}, {able} can answer. What was "
             f"received is kept; another attempt begins {deadline}.",
         )
     them = "it" if len(failed) + len(absent) == 1 else "them"
@@ -208,7 +256,7 @@ def stage(part: Mapping[str, Any]) -> str:
     """A site's stage with its batches, as in "training, batch 3 of 12, no progress for 75 s"."""
     name = str(part.get("stage") or "waiting")
     if name == "waiting":
-        return "connected" if part.get("connected") else "not connected"
+        return "connected" if part.get("connected") else "refused" if part.get("refused_reason") else "not connected"
     if name in ("training", "evaluation") and part.get("batches"):
         name = f"{name}, batch {part.get('batch', 0)} of {part['batches']}"
     idle = int(part.get("no_progress_seconds") or 0)
@@ -267,6 +315,10 @@ def figure(value: Any, digits: int = 3) -> str:
     except (TypeError, ValueError):
         return clean(str(value)) if value else "–"
     return "–" if math.isnan(number) else f"{number:.{digits}f}"
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _are(sites: Sequence[str]) -> str:

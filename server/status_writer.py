@@ -40,6 +40,9 @@ class StatusWriter:
             "best": None,
             "published": None,
         }
+        with contextlib.suppress(RunFolderError):  # figures hold until there are newer ones
+            before = run.read_status()
+            self.fields |= {name: before.get(name) for name in ("last", "best")}
 
     def set(self, **fields: Any) -> None:
         """Change fields and let them be written."""
@@ -86,6 +89,7 @@ class StatusWriter:
                 "batch": answer.batch if answer is not None else 0,
                 "batches": answer.batches if answer is not None else 0,
                 "reason": answer.reason if answer is not None else "",
+                "refused_reason": federation.rejected.get(name, "") if federation is not None else "",
                 "asked": call is None or name in call.round.asked,
                 "no_progress_seconds": round(idle) if idle is not None else None,
                 "training_cases": connection.training_cases if connection is not None else 0,
@@ -100,14 +104,19 @@ class StatusWriter:
             fields["state"] = "evaluating"  # on the holdout, between the cohort's calls
         if federation is not None and federation.notice:
             fields["notice"] = federation.notice
+        last = (fields["last"] or {}).get("round", 0)
+        begun = fields["state"] not in ("starting", "waiting for sites") or (
+            federation is not None and federation.begun
+        )
         return {
             "study": self._study.name,
             "plan": federation.plan.digest.hex() if federation is not None else None,
             "pid": os.getpid(),
-            "round": call.round.number if call is not None else (fields["last"] or {}).get("round", 0),
+            "round": call.round.number if call is not None else last if begun else 0,
             "rounds": self._study.training.rounds,
             "quorum": self._study.cohort.quorum,
             "needed": call.round.needed if call is not None else self._study.cohort.quorum,
+            "closed_with": list(call.round.fixed) if call is not None and call.round.fixed is not None else None,
             "attempt": call.round.attempt if call is not None else 1,
             "kind": call.round.kind.value if call is not None else None,
             "deadline_at": call.deadline - time.monotonic() + time.time() if call is not None else None,

@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from common.disk import cannot_write, of_the_disk
 from common.errors import IdentityError, RunFolderError, UsageError
 
 Role = Literal["coordinator", "site"]
@@ -213,7 +214,7 @@ def ensure_simulation_identities(folder: Path, study: str, sites: Sequence[str],
     UsageError
         One of `hosts` is no DNS name or IP address.
     RunFolderError
-        `folder` cannot be made.
+        `folder` cannot be made, or its disk takes no more.
     IdentityError
         As `create_authority` and `issue` raise it; or the authority is that of another study, or the coordinator's
         certificate that is there already does not name all `hosts`.
@@ -225,6 +226,8 @@ def ensure_simulation_identities(folder: Path, study: str, sites: Sequence[str],
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if of_the_disk(error):
+            raise cannot_write(folder, error) from error
         raise RunFolderError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
     authority = folder / "authority"
     if not (authority / AUTHORITY_CERTIFICATE).exists():
@@ -335,6 +338,8 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
     except OSError as error:
+        if of_the_disk(error):
+            raise cannot_write(folder, error) from error
         raise IdentityError(f"{folder}: cannot be made ({error}); check the path and its owner") from error
 
 
@@ -351,6 +356,8 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         finally:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
+        if of_the_disk(error):
+            raise cannot_write(path, error) from error
         raise IdentityError(f"{path}: cannot be written ({error}); check the folder's owner and free space") from error
 
 

@@ -38,7 +38,8 @@ from typing import Any, Final, overload
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import RunFolderError, WireError
+from common.disk import cannot_write
+from common.errors import WireError
 from common.failpoints import hit
 
 Array = npt.NDArray[Any]
@@ -361,13 +362,6 @@ class BlobWriter:
             pass  # what could not be written is thrown away just below
         finally:
             self._temporary.unlink(missing_ok=True)
-
-
-def cannot_write(path: Path, error: OSError) -> RunFolderError:
-    """What to raise where a file cannot be written."""
-    return RunFolderError(
-        f"{path}: cannot be written ({error}); check that the folder exists, its owner, and free space"
-    )
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import tifffile
 from scipy import ndimage
 
+from common.disk import cannot_write
 from common.errors import DataError, UsageError
 
 SETTINGS_FILE = "hospitals.json"
@@ -207,6 +208,8 @@ def generate_hospitals(
         A site is unknown, or a number is out of range.
     DataError
         `folder` holds something that was not generated here; nothing in it is touched.
+    RunFolderError
+        The folder cannot be written.
     """
     counts = (
         dict(images_per_site) if isinstance(images_per_site, Mapping) else dict.fromkeys(HOSPITALS, images_per_site)
@@ -224,10 +227,10 @@ def generate_hospitals(
         return
     _refuse_foreign_files(folder)
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         for case in cases:
             image, labels = render_case(case.site, case.kind, case.index, seed=seed, size=size)
             for kind, pixels in (("images", image), ("labels", labels)):
@@ -237,6 +240,8 @@ def generate_hospitals(
                 tifffile.imwrite(path, pixels, photometric=photometric, metadata=None, software=False)
         (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         _replace(folder, partial, settings, cases)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -581,8 +581,8 @@ def test_work_that_nobody_waits_for_any_more_when_the_coordinator_is_back_is_giv
 def test_a_coordinator_that_pauses_is_told_of_and_dialled_on(
     start: Callable[..., Coordinator], coordinator: Coordinator, site: Running
 ) -> None:
-    coordinator.say(pausing=pb.Pausing(reason="it is stopped by SIGTERM"))
-    words = "the coordinator has been stopped and will be back (it is stopped by SIGTERM)"
+    words = "the coordinator was stopped and will be back"
+    coordinator.say(pausing=pb.Pausing(reason=words))
     eventually(lambda: site.said("notice") == words)
     coordinator.stop()
     eventually(lambda: site.said("notice").startswith(f"{words}; the coordinator at "))

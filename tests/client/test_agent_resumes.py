@@ -98,6 +98,7 @@ def test_a_kept_broadcast_that_was_damaged_is_fetched_again(
     coordinator: Coordinator,  # noqa: F811
     begin: Callable[..., Running],
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = begin(Worker())
     coordinator.say(task=task(1))
@@ -110,6 +111,8 @@ def test_a_kept_broadcast_that_was_damaged_is_fetched_again(
     coordinator.say(task=task(2))
     eventually(lambda: len(coordinator.uploads) == 2)
     assert coordinator.offsets == [0, 0]
+    said = [line for line in caplog.messages if "the broadcast that was kept is damaged, and is fetched again" in line]
+    assert len(said) == 1 and str(path) in said[0]
     np.testing.assert_array_equal(worker.broadcast[1], np.arange(40_000, dtype=np.float32))
 
 

@@ -86,6 +86,24 @@ def _run(code: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
+def test_an_emptied_cache_gives_its_space_back_and_takes_half_of_it_from_then_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = CaseCache(tmp_path, LIMIT)
+    for number in range(4):
+        cache.get(_key(number), lambda number=number: _prepared(number))  # type: ignore[misc]
+    in_use = cache.get(_key(3), _never)
+    held = sum(path.stat().st_size for path in _entries(tmp_path))
+    assert cache.make_room() == held
+    assert _entries(tmp_path) == []
+    assert "the cache of prepared cases was emptied" in caplog.messages[0]
+    _same(in_use, _prepared(3))  # whoever reads a case still has it
+    for number in range(4):
+        _same(cache.get(_key(number), lambda number=number: _prepared(number)), _prepared(number))  # type: ignore[misc]
+    assert len(_entries(tmp_path)) == 2
+    assert CaseCache(tmp_path / "empty", LIMIT).make_room() == CaseCache(tmp_path / "none", 0).make_room() == 0
+
+
 # What is kept. -----------------------------------------------------------------------------------------------------
 
 

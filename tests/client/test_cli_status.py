@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -18,7 +19,15 @@ import pytest
 from client import cli, site_status
 from client.cli import main
 from client.site_status import SiteStatus
-from common.errors import DataError, RunFolderError
+from common.cli import run_command
+from common.disk import cannot_write
+from common.errors import (
+    DataError,
+    IdentityError,
+    NetworkError,
+    PlanMismatchError,
+    RunFolderError,
+)
 
 TRAINING = {"state": "training", "round": 1, "batch": 49, "batches": 80, "notice": ""}
 AGAIN = "Start it again with the same command; it goes on where the study stands.\n"
@@ -59,12 +68,58 @@ def test_a_stopped_site_is_no_longer_working(site: SiteStatus, said: Callable[..
     assert said() == f"north in study nuclei: stopped, last seen training, round 1, batch 49 of 80\n{AGAIN}"
     found = json.loads(said("--json"))
     assert (found["state"], found["last_state"], found["running"]) == ("stopped", "training", False)
+    assert (found["notice"], found["next_step"]) == (AGAIN.strip(), AGAIN.strip())
 
 
 def test_a_site_that_failed_says_why(site: SiteStatus, said: Callable[..., str]) -> None:
     site({"notice": "checking its data"})
     site.end(DataError("image 0003.tif: cannot be read"))
-    assert said() == f"north in study nuclei: stopped, last seen starting\nimage 0003.tif: cannot be read\n{AGAIN}"
+    assert said() == (
+        f"north in study nuclei: failed, last seen starting\nimage 0003.tif: cannot be read\nMend the data. {AGAIN}"
+    )
+    found = json.loads(said("--json"))
+    assert (found["state"], found["notice"]) == ("failed", "image 0003.tif: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("error", "todo", "again"),
+    [
+        (PlanMismatchError("plan: another"), "Get the coordinator's study file and install its version", False),
+        (IdentityError("refused"), "See to this site's identity", False),
+        (NetworkError("no coordinator"), "Correct --coordinator", False),
+        (RunFolderError("work: cannot be read"), "See to the work folder", True),
+        (cannot_write(Path("work"), OSError(errno.EROFS, "Read-only file system")), "See to the work folder", True),
+        (cannot_write(Path("work"), OSError(errno.ENOSPC, "No space left on device")), "Free space on the disk", True),
+        (ValueError("broadcast"), "Keep its log and report it", True),
+    ],
+    ids=["plan", "identity", "network", "folder", "read-only", "full", "defect"],
+)
+def test_what_a_failed_site_needs_is_said_and_to_start_it_again_only_where_that_helps(
+    site: SiteStatus, said: Callable[..., str], error: Exception, todo: str, again: bool
+) -> None:
+    site(TRAINING)
+    site.end(error)
+    headline, reason, step = said().splitlines()
+    assert headline == "north in study nuclei: failed, last seen training, round 1, batch 49 of 80"
+    assert str(error) in reason
+    assert step.startswith(todo)
+    assert (AGAIN.strip() in step) is again
+
+
+def test_a_site_that_a_full_disk_ends_says_so_on_that_disk(
+    site: SiteStatus, tmp_path: Path, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cause = OSError(errno.ENOSPC, "No space left on device")
+
+    def full(*_: object, **__: object) -> None:
+        raise cause
+
+    site(TRAINING | {"notice": "so much is said here that what the end has to say is less than that" * 20})
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        site.end(cannot_write(tmp_path, cause))
+    assert said().startswith("north in study nuclei: failed, last seen training")
+    assert "No space left on device" in said() and "Free space on the disk of the work folder." in said()
 
 
 def test_a_finished_site_stays_finished(site: SiteStatus, said: Callable[..., str]) -> None:
@@ -154,7 +209,17 @@ def test_a_site_that_fails_is_stopped_while_another_of_its_process_goes_on(
             ["north", "south"],
             [site, other],
         )
-    assert "stopped, last seen training" in said() and "0003.tif" in said()
+    assert "failed, last seen training" in said() and "0003.tif" in said()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_the_failure_of_a_site_alone_in_its_process_is_said_once(
+    site: SiteStatus, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = PlanMismatchError("plan: another")
+    assert run_command(lambda: cli._run([_Agent(site, error)], ["north"], [site])) == 6
+    assert caplog.messages == []
+    assert capsys.readouterr().err == "error: plan: another\n"
 
 
 _HANGING = """
@@ -217,4 +282,4 @@ def test_start_says_starting_while_it_checks_its_data(
     command += ["--identity", str(tmp_path / "identities" / "sites" / "north"), "--coordinator", "localhost:1"]
     assert main([*command, "--work", str(tmp_path)]) == 3
     assert seen == [f"north in study {study.name}: starting\nchecking its data\n"]
-    assert "stopped, last seen starting\nimage 0003.tif" in said()
+    assert "failed, last seen starting\nimage 0003.tif" in said()

@@ -17,6 +17,7 @@ import pytest
 from client import personal
 from client.personal import PersonalStore, PersonalWorker
 from client.work import Keeper
+from common import failpoints
 from common.errors import RunFolderError
 from common.learning.personal import PersonalLayers
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity
@@ -78,6 +79,20 @@ def through(*rounds: int) -> float:
 def value_after(folder: Path, number: int) -> float:
     own = PersonalStore(folder, LAYERS.specs).after(number)
     return START if own is None else float(own[0])
+
+
+def test_on_a_full_disk_the_own_values_are_written_with_the_room_that_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failpoints, "_actions", failpoints.parse("blob.before_rename=error:ENOSPC"))
+
+    def make_room() -> int:
+        monkeypatch.setattr(failpoints, "_actions", {})
+        return 1
+
+    worker = PersonalWorker(Doubling(), LAYERS, tmp_path / "own", make_room).of_run(b"\x01" * 32)
+    worker.work("train", 1, BROADCAST, lambda batch, batches: None)
+    assert worker.held(1)
 
 
 # A site that is killed. -----------------------------------------------------------------------------------------------

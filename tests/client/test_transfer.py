@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.transfer import BroadcastStore, upload
+from common import failpoints
 from common.errors import RunFolderError, WireError
 from common.wire import federation_pb2 as pb
 from common.wire.tensors import CHUNK_BYTES, encode_chunks
@@ -118,6 +119,21 @@ def test_whatever_breaks_a_download_it_ends_whole_and_no_byte_comes_twice(
         np.testing.assert_array_equal(tensors[0], TENSOR)
         assert line.sent == len(BLOB)
         assert len(list((Path(name) / "broadcast").iterdir())) == 1
+
+
+def test_a_broadcast_that_fills_the_disk_goes_on_with_the_room_that_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failpoints, "_actions", failpoints.parse("site.broadcast_partial=error:ENOSPC"))
+
+    def make_room() -> int:
+        monkeypatch.setattr(failpoints, "_actions", {})
+        return 1
+
+    line = Line([])
+    (tensor,) = BroadcastStore(tmp_path, make_room).fetch(line, ENVELOPE, TASK)
+    np.testing.assert_array_equal(tensor, TENSOR)
+    assert line.sent == len(BLOB)
 
 
 @given(breaks=st.lists(st.integers(0, len(BLOB) - 1), max_size=6))

@@ -22,6 +22,7 @@ import common.errors
 from common.cli import EXIT_CODES, STOPPED, run_command
 from common.errors import DataError, IdentityError, WardroundError
 from common.study import Study, parse_study
+from server.cli import main
 from server.coordinator import _LastRow
 from server.results import _chosen_round
 from server.run_folder import RunFolder
@@ -103,6 +104,12 @@ def test_watch_of_a_run_that_is_over_ends(run: RunFolder) -> None:
     found = wardround("watch", "--run", run.path)
     assert found.returncode == 0
     assert "not running" in found.stdout
+
+
+@pytest.mark.parametrize(("state", "code"), [("failed", 10), ("stopped", 0), ("finished", 0), ("repaired", 0)])
+def test_watch_ends_on_how_the_run_ended(run: RunFolder, state: str, code: int) -> None:
+    run.write_status({"study": "cells", "state": state, "pid": 1, "sites": {}})
+    assert main(["watch", "--run", str(run.path)]) == code
 
 
 def test_an_unknown_run_is_an_error_of_the_run_folder(tmp_path: Path) -> None:

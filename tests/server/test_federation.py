@@ -178,7 +178,9 @@ def test_a_round_that_was_closed_is_closed_again_with_the_same_cohort_whoever_el
 
 
 @pytest.mark.parametrize("harm", ["gone", "flipped"])
-def test_of_a_closed_cohort_the_site_whose_update_is_lost_is_asked_alone(tmp_path: Path, harm: str) -> None:
+def test_of_a_closed_cohort_the_site_whose_update_is_lost_is_asked_alone(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scene() -> None:
         first = Coordinator(tmp_path)
         task = await first.open()
@@ -198,12 +200,43 @@ def test_of_a_closed_cohort_the_site_whose_update_is_lost_is_asked_alone(tmp_pat
         task = await again.open()
         asked = [site for site, connection in connections.items() if connection.outbox.qsize()]
         assert asked == ["beta"]
-        assert "wardround repair --give-up beta 1" in again.federation.notice
+        assert f"wardround repair --run {tmp_path} --give-up beta 1`" in again.federation.notice
+        (said,) = [line for line in caplog.messages if "is lost" in line]
+        assert said.endswith("; the site is asked for it again")
+        assert "restore" not in said and "SHA-256" not in said and str(tmp_path) not in said
         assert (tmp_path / "damaged" / lost.name).exists() == (harm == "flipped")
         await again.deadline()
         assert (again.call.round.attempt, again.call.round.missing) == (2, ["beta"])
         again.send("beta")
         assert digits(await task) == 12
+
+    play(scene)
+
+
+def test_the_notice_of_a_closed_round_names_the_sites_that_are_still_missing_as_updates_come(tmp_path: Path) -> None:
+    async def scene() -> None:
+        first = Coordinator(tmp_path)
+        task = await first.open()
+        lost = [first.send(site) for site in SITES]
+        await task
+        await killed(task, first)
+        for path in lost[:2]:
+            path.unlink()
+
+        again = Coordinator(tmp_path)
+        again.federation.connect(Connection("beta", "here"))
+        task = await again.open()
+        told = again.federation.notice
+        assert "it waits for alpha (not connected), beta (assigned), of whom" in told
+        assert "If alpha never comes back: stop the coordinator, then `wardround repair --run" in told
+        again.send("alpha")
+        assert "it waits for beta (assigned), of whom" in again.federation.notice
+        assert f"`wardround repair --run {tmp_path} --give-up beta 1`, which changes" in again.federation.notice
+        await again.deadline()
+        assert "it waits for beta" in again.federation.notice
+        again.send("beta")
+        assert digits(await task) == 123
+        assert again.federation.notice == ""
 
     play(scene)
 

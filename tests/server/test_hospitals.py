@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from itertools import combinations
@@ -13,7 +14,7 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from common.errors import DataError, UsageError
+from common.errors import DataError, RunFolderError, UsageError
 from common.study import parse_study
 from server.simulation.hospitals import (
     HOLDOUT,
@@ -170,3 +171,15 @@ def test_example_study_is_of_the_generated_hospitals() -> None:
     assert study.cohort.sites == tuple(sorted(HOSPITALS))
     assert (study.task.dimensions, study.task.channels, study.task.labels) == (2, 3, "instances")
     assert study.task.classes == ("background", "cell")
+
+
+def test_a_full_disk_is_told_with_the_way_out_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tifffile, "imwrite", full)
+    with pytest.raises(RunFolderError, match=r"hospitals: cannot be written \(No space left on device\); free space"):
+        generate_hospitals(tmp_path / "hospitals", seed=1, images_per_site=1, size=32)
+    assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from server.cli import main
 from server.journal import Journal, JournalDamagedError, read_history
 from server.repair import examine, give_up, repair
 from server.run_folder import RunFolder
+from server.status import describe, status_text
 
 STUDY = parse_study(
     """
@@ -128,8 +129,8 @@ def test_a_damaged_update_goes_aside_and_its_site_is_asked_again(run: RunFolder)
     path = next(run.updates.glob("000004-train-north-*"))
     flip(path)
     assert (
-        "asks north for it again, as the round is closed with it. If it never comes: `--give-up north 4`"
-        in said(run)[0]
+        "asks north for it again, as the round is closed with it. If it never comes: `wardround repair --run "
+        f"{run.path} --give-up north 4`" in said(run)[0]
     )
     repair(run)
     assert (run.damaged / path.name).exists()
@@ -226,12 +227,58 @@ def test_a_lost_update_that_never_comes_again_can_be_given_up(run: RunFolder) ->
     next(run.updates.glob("000004-train-north-*")).unlink()
     before = read_history(run.journal)
     sentences = give_up(run, "north", 4, dry_run=True)
-    assert sentences == ["round 4 (train): without north it is below the quorum of 2; it is open again to every site"]
+    assert sentences == [
+        "round 4 (train): without north it is below the quorum of 2; it is open again to every site",
+        "This changes the result of round 4, and so of all rounds after it",
+    ]
     assert read_history(run.journal) == before
     assert give_up(run, "north", 4, dry_run=False) == sentences
     round_ = read_history(run.journal).find("train", 4)
     assert round_ is not None
     assert (round_.closed, sorted(round_.received)) == (None, ["east"])
+
+
+def test_to_go_on_without_a_site_says_that_this_changes_the_result_and_the_status_says_it_too(run: RunFolder) -> None:
+    journal = Journal(run.journal)
+    journal.opened("train", 5, STUDY.cohort.sites, b"\x05" * 32)
+    for site in STUDY.cohort.sites:
+        journal.received("train", 5, 1, site, tensors(run.updates, f"000005-train-{site}-ab", 5))
+    journal.closed("train", 5, 1, STUDY.cohort.sites)
+    journal.close()
+    (run.updates / "000005-train-north-ab.tensors").unlink()
+    run.write_status({"state": "training", "notice": "round 5 waits for north"})
+    assert give_up(run, "north", 5, dry_run=False) == [
+        "round 5 (train): goes on with east, south alone",
+        "This changes the result of round 5, and so of all rounds after it",
+    ]
+    status = run.read_status()
+    assert (status["state"], status["notice"]) == ("repaired", "")
+    assert status["repair"] == "north was given up in round 5, which changes the result."
+
+
+def test_a_site_whose_training_update_is_here_is_not_given_up_for_an_evaluation_that_nobody_asked_for(
+    run: RunFolder,
+) -> None:
+    """As after a repair that went back: the evaluation comes by itself once all have trained again."""
+    journal = Journal(run.journal)
+    journal.opened("evaluate", 4, STUDY.cohort.sites, b"\x44" * 32)
+    for site in ("east", "north"):
+        journal.received("evaluate", 4, 1, site, tensors(run.updates, f"000004-evaluate-{site}-ab", 9))
+    journal.closed("evaluate", 4, 1, ["east", "north"])
+    journal.returned(3)
+    journal.close()
+    for site in ("east", "north"):
+        (run.updates / f"000004-evaluate-{site}-ab.tensors").unlink()
+    with pytest.raises(UsageError, match="the update is here"):
+        give_up(run, "north", 4, dry_run=False)
+    journal = Journal(run.journal)
+    journal.opened("evaluate", 4, STUDY.cohort.sites, b"\x44" * 32)  # now it was asked for
+    journal.close()
+    (run.updates / "000004-train-east-ab.tensors").rename(run.path / "kept")
+    with pytest.raises(UsageError, match="the update is here"):  # training waits for east, and comes first
+        give_up(run, "north", 4, dry_run=False)
+    (run.path / "kept").rename(run.updates / "000004-train-east-ab.tensors")
+    assert give_up(run, "north", 4, dry_run=False)[0].startswith("round 4 (evaluate): without north")
 
 
 def test_where_layers_are_personal_an_update_that_its_site_has_outdated_can_be_given_up(run: RunFolder) -> None:
@@ -252,15 +299,110 @@ def test_nothing_is_repaired_under_a_coordinator(run: RunFolder) -> None:
         repair(run)
 
 
+def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no run here"):
+        repair(RunFolder(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("harm", ["state", "states", "update", "journal", "no journal", "table"])
+def test_a_second_repair_finds_no_damage_and_says_what_is_awaited(
+    run: RunFolder, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if harm == "state":
+        flip(run.state / "000003.tensors")
+    elif harm == "states":
+        for path in run.state.iterdir():
+            flip(path)
+    elif harm == "update":
+        flip(next(run.updates.glob("000004-train-north-*")))
+    elif harm == "journal":
+        run.journal.write_bytes(overwrite_a_page(run.journal.read_bytes()))
+    elif harm == "no journal":
+        run.journal.unlink()
+    else:
+        run.rounds.write_bytes(run.rounds.read_bytes() + b"4,")
+    assert main(["repair", "--run", str(run.path)]) == 0
+    assert "nothing is damaged" not in capsys.readouterr().out
+    assert main(["repair", "--run", str(run.path), "--dry-run"]) == 0
+    assert main(["repair", "--run", str(run.path)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("nothing is damaged") == 2
+    awaited = harm in ("state", "states", "update")
+    assert ("Awaited from the sites when the coordinator runs, and no damage:" in text) == awaited
+    assert ("the coordinator asks north for it again" in text) == awaited
+
+
+def test_after_a_repair_the_status_shows_no_old_failure_and_only_figures_that_hold(run: RunFolder) -> None:
+    last, best = {"round": 3, "train_loss": 0.3}, {"round": 2, "validation_dice": 0.8}
+    run.write_status(
+        {"study": "cells", "state": "failed", "error": "damaged", "notice": "n", "last": last, "best": best}
+    )
+    run.rounds.write_bytes(run.rounds.read_bytes() + b"4,")
+    repair(run)
+    status = run.read_status()
+    assert (status["last"], status["best"]) == (last, best)
+    flip(run.state / "000003.tensors")
+    repair(run)
+    status = run.read_status()
+    assert (status["state"], status["error"], status["notice"], status["round"]) == ("repaired", "", "", 2)
+    assert (status["last"], status["best"]) == (None, best)
+    found = describe(status)
+    assert found.cause.endswith("set aside what was damaged, in damaged/; the run goes on after round 2.")
+    assert found.next_step == "Start the coordinator again with the same command."
+
+
+def test_a_finished_study_stays_finished_unless_what_it_published_is_damaged(run: RunFolder) -> None:
+    version = run.published / "v1"
+    version.mkdir()
+    (version / "manifest.json").write_text(json.dumps({"files": {}}))
+    journal = Journal(run.journal)
+    journal.note("trained", rounds=3, best_round=3)
+    journal.note("published", version="v1")
+    journal.close()
+    run.report.write_text("{}")
+    run.write_status({"state": "finished", "published": str(version)})
+    run.rounds.write_bytes(run.rounds.read_bytes() + b"4,")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("server.repair.version_fault", lambda folder: "")
+        repair(run)
+    assert run.is_finished()
+    (version / "manifest.json").write_text("{torn")
+    repair(run)
+    status = run.read_status()
+    assert (status["state"], status["published"]) == ("repaired", None)
+    assert "published/v1" not in status_text(status)
+
+
+def test_a_repair_of_the_journal_says_what_that_means_for_the_run(run: RunFolder) -> None:
+    run.journal.write_bytes(overwrite_a_page(run.journal.read_bytes()))
+    assert "For the run: rounds whose state is saved stay as they are" in said(run)[0]
+    assert "may close with other sites, which changes the result" in said(run)[0]
+
+
 def test_the_command_says_what_it_would_do_and_does_it(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     flip(run.state / "000003.tensors")
-    assert main(["repair", "--run", str(run.path), "--dry-run"]) == 0
-    assert "state/000003.tensors: the state after round 3 is damaged" in capsys.readouterr().out
-    assert main(["repair", "--run", str(run.path), "--dry-run", "--json"]) == 0
+    assert main(["repair", "--run", str(run.path), "--dry-run"]) == 7
+    text = capsys.readouterr().out
+    assert "state/000003.tensors: the state after round 3 is damaged: the file is torn or was changed\n" in text
+    assert "Nothing of this was done yet" in text
+    assert main(["repair", "--run", str(run.path), "--dry-run", "--json"]) == 7
     found = json.loads(capsys.readouterr().out)
     assert (found["dry_run"], found["findings"][0]["path"]) == (True, "state/000003.tensors")
     assert main(["repair", "--run", str(run.path)]) == 0
     assert "move it to damaged/" in capsys.readouterr().out
+
+
+def test_the_command_says_whether_a_site_was_given_up_or_only_would_be(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    next(run.updates.glob("000004-train-north-*")).unlink()
+    command = ["repair", "--run", str(run.path), "--give-up", "north", "4"]
+    assert main([*command, "--dry-run"]) == 0
+    assert "Nothing of this was done yet" in capsys.readouterr().out
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "This changes the result" in text and "This was done. Start the coordinator again" in text
 
 
 def test_the_command_says_that_nothing_is_wrong(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,8 @@ def test_a_study_that_ended_just_before_the_kill_is_over(run: RunFolder) -> None
     assert not _is_over(run)  # the report may be of `wardround publish`
     journal.note("published", version="v1")
     journal.close()
+    (run.published / "v1").mkdir(parents=True)
+    (run.published / "v1" / "manifest.json").write_text("{}")
     assert _is_over(run)
     status = run.read_status()
     assert (status["state"], status["published"], status["error"]) == ("finished", str(run.published / "v1"), "")

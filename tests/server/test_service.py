@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import queue
 import sqlite3
 import threading
@@ -531,6 +532,32 @@ def test_an_agent_with_another_plan_gives_up(coordinator: Coordinator, run: Call
         PlanMismatchError, match=r"0707070707070707.*0808080808080808.*use the coordinator's study file"
     ):
         end.result(PATIENCE)
+
+
+def test_a_site_with_another_plan_is_told_of_once_at_the_coordinator_until_it_comes_with_the_right_one(
+    coordinator: Coordinator, alpha: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "wardround.coordinator")
+
+    def come(plan: int) -> None:
+        stream = alpha.attend(pb.Envelope(study="digits", plan_digest=bytes([plan]) * 32, site="alpha"))
+        assert stream.refusal()[0] is grpc.StatusCode.FAILED_PRECONDITION
+
+    for _ in range(3):
+        come(8)
+    assert coordinator.federation.rejected == {"alpha": "study 'digits' and plan 0808080808080808"}
+    (words,) = caplog.messages
+    assert words.startswith("alpha came with another plan: study 'digits' and plan 0808080808080808, the coordinator")
+    assert "with plan 0707070707070707; start the site with the coordinator's study file" in words
+    for plan in range(20, 50):
+        come(plan)
+    assert len(caplog.messages) == 10  # whatever it comes with: the log is not to be filled
+    right = alpha.attend()
+    assert isinstance(right.next(), pb.Welcome)
+    eventually(lambda: not coordinator.federation.rejected)
+    come(8)
+    assert coordinator.federation.rejected == {}  # the site is here; somebody else has started a second one
+    right.close()
 
 
 def test_a_second_stream_of_a_site_takes_over_and_the_first_is_told(coordinator: Coordinator, alpha: Site) -> None:

@@ -77,6 +77,19 @@ def test_waiting_names_the_sites_that_are_missing_and_where_they_connect() -> No
     assert found.next_step == "Run `wardround-site start` at b and c; they reach the coordinator at 127.0.0.1:8443."
 
 
+def test_a_site_with_another_plan_is_not_asked_to_start_as_it_is() -> None:
+    sites = {"a": site(), "b": site(connected=False), "c": site(connected=False) | {"refused_reason": "plan 08"}}
+    found = describe(status("waiting for sites", sites, round=0))
+    assert found.cause == (
+        "b is not connected; c came with another study or version (refused); 1 of 3 sites is connected (the quorum "
+        "is 2)."
+    )
+    assert found.next_step == (
+        "Start c with the coordinator's study file and version of Wardround and run `wardround-site start` at b."
+    )
+    assert "c refused" in status_text(status("training", sites))
+
+
 def test_in_a_simulation_nobody_is_sent_to_a_hospital() -> None:
     absent = {name: site(connected=False) for name in "abc"}
     for found in (
@@ -159,6 +172,41 @@ def test_a_failed_run_says_why_and_how_it_goes_on() -> None:
     assert found.headline == "cells: failed in round 3 of 8"
     assert found.cause == "disk: no space left; free some"
     assert "start the coordinator again with the same command" in found.next_step
+
+
+def test_a_run_that_is_damaged_is_sent_to_repair_and_says_no_more_of_the_damage_than_what_and_where() -> None:
+    path = "/runs/x/state/000003.tensors"
+    for inside in (f"{path}: expected SHA-256", "expected SHA-256"):
+        error = (
+            f"{path}: damaged ({inside} {'a' * 64}, found {'b' * 64}: the file is torn or was changed; restore it or "
+            "run the round again); `wardround repair --run /runs/x --dry-run` says what can be saved"
+        )
+        found = describe(status("failed", running=False, error=error, run="/runs/x"))
+        assert found.cause == f"{path}: damaged (the file is torn or was changed)"
+        assert found.next_step.startswith("Run `wardround repair --run /runs/x --dry-run`: it says what is damaged")
+
+
+def test_a_repaired_run_shows_no_old_failure_and_is_started_again() -> None:
+    found = describe(status("repaired", running=False, repair="The run goes on after round 2.", error=""))
+    assert found.headline == "cells: repaired"
+    assert found.cause == "The run goes on after round 2."
+    assert found.next_step == "Start the coordinator again with the same command."
+    assert describe(status("repaired")).headline == "cells: starting"
+
+
+def test_no_deadline_is_promised_for_a_round_that_was_closed_before() -> None:
+    closed = {"closed_with": ["a", "b"], "quorum": 2, "needed": 2}
+    for sites in ({"b": site("failed", reason="GPU")}, {"b": site(connected=False)}, {"b": site("training")}):
+        asked = sites | {"c": {**site(), "asked": False}}
+        found = describe(status("training", asked, **closed), now=NOW)
+        assert "the round was closed with a and b before, and goes on" in found.next_step
+        assert "deadline" not in found.next_step
+
+
+def test_a_finished_run_whose_version_was_moved_away_publishes_again() -> None:
+    found = describe(status("finished", running=False, published=None))
+    assert "not here any more" in found.cause
+    assert found.next_step.startswith("Start the coordinator again with the same command")
 
 
 def test_a_stopped_run_goes_on_with_the_same_command() -> None:

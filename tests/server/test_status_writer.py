@@ -38,6 +38,7 @@ def written(run: RunFolder, round_: Round, connected: list[str], idle: dict[str,
         connections={name: SimpleNamespace(training_cases=1, validation_cases=1) for name in connected},
         plan=SimpleNamespace(digest=b"\x01"),
         notice="",
+        rejected={"south": "study 'cells' and plan 0202020202020202"},
         begun=True,
         idle_seconds=idle.get,
     )
@@ -68,7 +69,7 @@ def test_below_the_quorum_the_round_waits_for_sites_by_name(tmp_path: Path) -> N
     assert status["state"] == "waiting for sites"
     found = describe(status)
     assert found.headline == "cells: waiting for sites, round 3 of 9"
-    assert "north and south are not connected" in found.cause
+    assert "north is not connected" in found.cause
 
 
 def test_a_closed_cohort_waits_for_its_last_site_and_for_no_other(tmp_path: Path) -> None:
@@ -79,7 +80,37 @@ def test_a_closed_cohort_waits_for_its_last_site_and_for_no_other(tmp_path: Path
     found = describe(status)
     assert "north is not connected" in found.cause
     assert "south" not in found.cause
-    assert "the round needs 2 sites, 1 can answer" in found.next_step
+    assert found.next_step == (
+        "Run `wardround-site start` at north: the round was closed with east and north before, and goes on with all of "
+        "them alone, however long that takes."
+    )
+    status = written(RunFolder(tmp_path), round_, ["east", "north"], {})
+    assert "deadline" not in describe(status).next_step
+
+
+def test_a_coordinator_that_starts_again_and_fails_keeps_the_figures_of_the_rounds_before(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    last, best = {"round": 4, "train_loss": 0.4}, {"round": 3, "validation_dice": 0.8}
+    StatusWriter(run, STUDY).write()
+    run.write_status({**run.read_status(), "state": "stopped", "last": last, "best": best, "notice": "old"})
+    writer = StatusWriter(run, STUDY)
+    writer.write()
+    status = run.read_status()
+    assert (status["last"], status["best"], status["notice"], status["round"]) == (last, best, "", 0)
+    writer.set(state="failed", error="disk: full")
+    writer.write()
+    status = run.read_status()
+    assert (status["last"], status["best"], status["round"]) == (last, best, 4)
+
+
+def test_a_site_that_was_sent_away_is_told_from_one_that_never_came(tmp_path: Path) -> None:
+    status = written(RunFolder(tmp_path), Round(Kind.TRAIN, 3, STUDY.cohort.sites, 2), ["east"], {})
+    reasons = [status["sites"][site]["refused_reason"] for site in ("north", "south")]
+    assert reasons == ["", "study 'cells' and plan 0202020202020202"]
+    found = describe(status)
+    assert "north is not connected; south came with another study or version (refused)" in found.cause
+    assert "Start south with the coordinator's study file" in found.next_step
+    assert "run `wardround-site start` at north:" in found.next_step
 
 
 def test_a_status_that_cannot_be_written_stops_nothing(

@@ -159,7 +159,10 @@ def refused(setting: Callable[[str], Any], short_study: str) -> dict[str, Any]:
 
 
 def test_a_site_with_another_plan_is_refused(refused: dict[str, Any]) -> None:
-    assert_refused(*refused["another plan"], 6, "plan:", "use the coordinator's study file and the same version")
+    code, text = refused["another plan"]
+    assert_refused(code, text, 6, "plan:", "use the coordinator's study file and the same version")
+    assert text.count("the coordinator runs study") == 1, text
+    assert refused["coordinator"][1].count("east came with another plan") == 1
 
 
 def test_a_site_of_another_authority_gives_up(refused: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Certificates: OpenSSL and an independent verifier accept what `issue` makes, and refuse what they should."""
 
 import datetime
+import errno
 import ipaddress
 import socket
 import ssl
@@ -291,3 +292,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match=r"file/new: cannot be made \(Not a directory\)"):
         ensure_simulation_identities(tmp_path / "file" / "new", "nuclei", ["north"], HOSTS)
+
+
+@pytest.mark.parametrize("call", ["fsync", "mkdir"])
+def test_a_full_disk_is_no_matter_of_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*{"fsync": (certificates.os, "fsync", full), "mkdir": (Path, "mkdir", full)}[call])
+    with pytest.raises(RunFolderError, match=r"cannot be written \(No space left on device\); free space"):
+        ensure_simulation_identities(tmp_path / "identities", "nuclei", ["north"], HOSTS)
+    with pytest.raises(RunFolderError, match="free space"):
+        create_authority(tmp_path / "authority", "nuclei")

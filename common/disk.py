@@ -1,0 +1,42 @@
+"""What a disk does that takes no more files, and the words for it: the same wherever it happens."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Final
+
+from common.errors import RunFolderError
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_DISK: Final = (*_FULL, errno.EROFS, errno.EIO)
+
+
+def of_the_disk(error: OSError) -> bool:
+    """Whether the disk is full, read-only or broken, so that no other path, owner or name would help."""
+    return error.errno in _DISK
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it is, or was raised because of, an error of a disk without space."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno in _FULL):
+        cause = cause.__cause__
+    return cause is not None
+
+
+def cannot_write(path: Path, error: OSError) -> RunFolderError:
+    """What to raise where a file cannot be written."""
+    failure = RunFolderError(_words(path, error))
+    failure.__cause__ = error
+    return failure
+
+
+def _words(path: Path, error: OSError) -> str:
+    what = f"{path}: cannot be written ({error.strerror or error})"
+    if not of_the_disk(error):
+        return f"{what}; check that the folder exists, its owner, and free space"
+    return (
+        f"{what}; free space, or make the disk writable, and start again with the same command: what was finished is "
+        "kept"
+    )
