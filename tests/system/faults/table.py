@@ -1,0 +1,109 @@
+"""Killed at each failpoint, and started again by the same command: is the end the same to the bit?
+
+A study of two sites that train for real, three rounds of training and validation. It is run once undisturbed, which
+also counts how often each process comes by each failpoint; then once for each failpoint and process, which is killed by
+SIGKILL as it comes by and started again. What must be the same: the SHA-256 of every file of weights, the rows of
+rounds.csv and sites.csv but for seconds and bytes, each round's journaled cohort, the published versions, and that
+nothing is left lying about.
+
+How to read it: "at" is the time of coming by at which it was killed, of how many in the undisturbed run; failpoints
+that are passed often are tried at the first, the middle and the last (`--every`: at each). "same" is the verdict. "not
+reached" means that the process ended without coming by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.failpoints import COORDINATOR as COORDINATOR_NAMES
+from common.failpoints import NAMES, SITE
+from tests.system.faults.arena import COORDINATOR, KILLED, Bench, Scenario, bench, each, judge
+from tests.system.faults.report import Row, parser, report
+from tests.system.faults.studies import REAL
+
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A process, killed as it comes by a failpoint for the `at`-th time, of `of`."""
+
+    role: str
+    name: str
+    at: int
+    of: int
+
+
+def cases(made: Bench, scenario: Scenario, *, every: bool = False) -> list[Case]:
+    """What to try: every failpoint of the coordinator and of the first site, also those that it shares with the other.
+
+    A failpoint that its process never comes by is tried too, and shows as not reached.
+    """
+    counts = made.counts(scenario)
+    found = []
+    for role, names in ((COORDINATOR, COORDINATOR_NAMES), (scenario.sites[0], SITE)):
+        for name in (name for name in NAMES if name in names or counts[role].get(name)):
+            of = counts[role].get(name, 0)
+            times = range(1, of + 1) if every else sorted({1, (of + 1) // 2, of} - {0})
+            found += [Case(role, name, at, of) for at in times or [1]]
+    return found
+
+
+def run_case(made: Bench, scenario: Scenario, case: Case, *, keep: bool = False) -> Row:
+    """A row of the table."""
+    planned = {case.role: [f"{case.name}@{case.at}=kill"]}
+    for _ in range(_TRIES):  # the last coming by of some depends on who hangs up first
+        with made.arena(scenario) as arena:
+            verdict = judge(arena, lambda: arena.run_to_end(planned), keep=keep)
+            reached = arena.codes[case.role][:1] == [KILLED]
+        if reached or not verdict.passed:
+            break
+    if not verdict.passed:
+        print(f"\n{case}:\n" + "\n".join(verdict.wrong), flush=True)
+    return {
+        "failpoint": case.name,
+        "process": "coordinator" if case.role == COORDINATOR else "site",
+        "at": f"{case.at} of {case.of}",
+        "same": verdict.word if reached or not verdict.passed else "not reached",
+        "seconds": round(verdict.seconds, 1),
+        "what it is": NAMES[case.name],
+    }
+
+
+def run_cases(
+    made: Bench, scenario: Scenario, chosen: Sequence[Case], parallel: int, *, keep: bool = False
+) -> list[Row]:
+    """All rows, in order."""
+    made.undisturbed(scenario)
+    rows: list[Row] = []
+    for row in each(lambda case: run_case(made, scenario, case, keep=keep), chosen, parallel):
+        rows.append(row)
+        print(f"{len(rows)}/{len(chosen)}", *list(row.values())[:-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Runs them."""
+    options = parser(__doc__)
+    options.add_argument("--every", action="store_true", help="kill at each time of coming by, not at three")
+    options.add_argument("--only", nargs="+", metavar="NAME", help="these failpoints alone")
+    options.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
+    chosen = options.parse_args()
+    with bench(chosen.folder) as made:
+        wanted = [case for case in cases(made, REAL, every=chosen.every) if not chosen.only or case.name in chosen.only]
+        rows = run_cases(made, REAL, wanted, chosen.parallel, keep=chosen.keep)
+        digests = made.undisturbed(REAL).models
+    same = sum(row["same"] == "yes" for row in rows)
+    points = len({row["failpoint"] for row in rows if row["same"] == "yes"})
+    last = max(digests)
+    summary = (
+        f"{same} of {len(rows)} kills ended as the undisturbed run did, at {points} of {len(NAMES)} failpoints; "
+        f"its weights `{last}` have SHA-256 `{digests[last][:16]}...`."
+    )
+    report("table", rows, summary, write_docs=chosen.write_docs)
+    raise SystemExit(0 if same == len(rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
