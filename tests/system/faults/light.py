@@ -46,6 +46,17 @@ class LightPlan:
         )
 
 
+@dataclass(frozen=True)
+class LightDataset:
+    """What the command needs of a data set: there are no images, and no cache to empty."""
+
+    site: str
+
+    def make_room(self) -> int:
+        """See `client.datasets.SiteDataset`."""
+        return 0
+
+
 class LightWorker:
     """A `client.work.Worker` that takes `seconds` for each of its batches and computes nothing in them."""
 
@@ -121,10 +132,10 @@ def main(arguments: list[str]) -> int:
     seconds = float(os.environ.get("FAULTS_BATCH_SECONDS", "0.02"))
     replaced: dict[Any, dict[str, Any]] = {
         common.learning.runtime: {"configure_tensorflow": lambda threads: None},
-        client.cli: {"_dataset": lambda study, site, *rest: site},
+        client.cli: {"_dataset": lambda study, site, *rest: LightDataset(site)},
         client.work: {
             "site_plan": lambda study: plan,
-            "site_worker": lambda plan, site, folder: LightWorker(plan, site, seconds),
+            "site_worker": lambda plan, dataset, folder: LightWorker(plan, dataset.site, seconds),
         },
     }
     for module, names in replaced.items():
