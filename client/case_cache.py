@@ -267,7 +267,8 @@ class CaseCache:
             writer.write(writer.digest)
             stored = writer.commit(writer.digest, writer.size)
         # The system's own times are milliseconds coarse: files written in a row would have no order.
-        _touch(stored.path, stored.path.stat())
+        with contextlib.suppress(FileNotFoundError):  # another process may have removed it for room already
+            _touch(stored.path, stored.path.stat())
 
     def _make_room(self, wanted: int) -> None:
         """Removes the entries used longest ago until `wanted` bytes more are within the limit.

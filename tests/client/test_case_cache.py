@@ -24,6 +24,7 @@ from client.case_cache import CaseCache, case_key
 from common.imaging.preprocessing import Prepared, prepare_case
 from common.imaging.volume import Volume, scaling_affine
 from common.study import Study, parse_study
+from common.wire.tensors import BlobWriter, Stored
 
 LIMIT = 2**30
 ROOT = Path(__file__).resolve().parents[2]
@@ -570,3 +571,22 @@ def test_a_patch_size_does_not_change_what_is_prepared() -> None:
     small, large = (prepare_case([volume], None, _study(f"{settings}, patch: {p}")) for p in ([16, 16], [32, 32]))
     _same(small, large)
     assert dataclasses.replace(small).image.shape != (20, 30, 1)
+
+
+def test_an_entry_that_another_process_removes_as_it_is_written_does_not_end_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = CaseCache(tmp_path, LIMIT)
+    commit = BlobWriter.commit
+
+    def committed(writer: BlobWriter, digest: bytes, size: int) -> Stored:
+        stored = commit(writer, digest, size)
+        stored.path.unlink()
+        return stored
+
+    with monkeypatch.context() as removed_at_once:
+        removed_at_once.setattr(BlobWriter, "commit", committed)
+        _same(cache.get(_key(1), lambda: _prepared(1)), _prepared(1))
+    _same(cache.get(_key(2), lambda: _prepared(2)), _prepared(2))
+    assert not caplog.records
+    _same(cache.get(_key(2), _never), _prepared(2))
