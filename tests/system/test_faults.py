@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from server.journal import Journal
+from tests.system.ports import free_port
 
 pytestmark = pytest.mark.system
 
@@ -78,12 +78,6 @@ def test_a_coordinator_killed_between_rounds_goes_on_where_it_was(
     trained = [event["round"] for event in Journal(study.run.journal).events("opened") if event["kind"] == "train"]
     assert trained.count(1) == trained.count(3) == 1
     assert [path.name for path in study.run.published.iterdir()] == ["v1"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -14,7 +14,8 @@ import pytest
 
 from common.failpoints import VARIABLE
 from server.journal import read_history
-from tests.system.test_faults import EVERY_ROW, free_port, rows_of_sites
+from tests.system.ports import free_port
+from tests.system.test_faults import EVERY_ROW, rows_of_sites
 
 pytestmark = pytest.mark.system
 

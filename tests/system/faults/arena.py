@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 import signal
-import socket
 import sqlite3
 import tempfile
 import time
@@ -24,6 +23,7 @@ from common.study import parse_study
 from server.run_folder import RunFolder
 from tests.system.faults.proxy import Proxy
 from tests.system.faults.zygote import Child, Zygote
+from tests.system.ports import free_port
 
 COORDINATOR = "coordinator"
 KILLED = -signal.SIGKILL
@@ -440,13 +440,6 @@ def each(run: Callable[[_Item], _Result], items: Sequence[_Item], parallel: int)
     """The results of all items, in their order, as they come; so many are run at a time."""
     with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
         yield from pool.map(run, items)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def sha256_of(path: Path) -> str:

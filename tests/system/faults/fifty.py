@@ -23,7 +23,7 @@ from typing import Any
 
 from common.security.certificates import load_identity
 from common.wire.channel import parse_address
-from tests.system.faults.arena import COORDINATOR, Arena, Bench, Scenario, bench, free_port
+from tests.system.faults.arena import COORDINATOR, Arena, Bench, Scenario, bench
 from tests.system.faults.light import LightPlan, LightWorker
 from tests.system.faults.report import Row, parser, report
 from tests.system.faults.studies import light
@@ -120,7 +120,6 @@ def new_agent(arena: Arena, site: str, worker: LightWorker, identity: Path, work
 def run_crowd(made: Bench, scenario: Scenario, seed: int, patience: float, leaving: float = LEAVING) -> list[Row]:
     """The rounds of the study; raises AssertionError where it does not end as it should."""
     with made.arena(scenario) as arena:
-        arena.port = free_port()
         coordinator = arena.start(COORDINATOR)
         crowd = Crowd(arena, seed, leaving)
         try:

@@ -32,19 +32,23 @@ def report(
     shown: Sequence[str] = (),
     page: Sequence[Row] = (),
 ) -> None:
-    """Prints `summary` and the columns `shown` (all, if none are named) of the rows.
+    """Prints `summary` and the columns `shown` (all, if none are named) of the rows; with `write_docs` also `write`."""
+    print(f"\n{_plain(rows, list(shown or (rows[0] if rows else ())))}\n\n{summary}", flush=True)
+    if write_docs:
+        write(name, rows, summary, shown=shown, page=page)
 
-    The CSV has the rows, whole; the page has what is printed, or the rows of `page` where there are too many to read.
+
+def write(name: str, rows: Sequence[Row], summary: str, *, shown: Sequence[str] = (), page: Sequence[Row] = ()) -> None:
+    """Puts them into the page and a CSV; a long run does so as it goes, so that what it found outlives it.
+
+    The CSV has the rows, whole; the page has the columns `shown`, or the rows of `page` where there are too many.
     """
-    columns = list(shown or (rows[0] if rows else ()))
-    print(f"\n{_plain(rows, columns)}\n\n{summary}", flush=True)
-    if not write_docs:
-        return
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"faults-{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    columns = list(shown or (rows[0] if rows else ()))
     table = _markdown(page, list(page[0])) if page else _markdown(rows, columns)
     _fill(name, f"\n{summary}\n\n{table}\n")
 

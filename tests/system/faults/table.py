@@ -13,13 +13,13 @@ reached" means that the process ended without coming by.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.failpoints import COORDINATOR as COORDINATOR_NAMES
 from common.failpoints import NAMES, SITE
 from tests.system.faults.arena import COORDINATOR, KILLED, Bench, Scenario, bench, each, judge
-from tests.system.faults.report import Row, parser, report
+from tests.system.faults.report import Row, parser, report, write
 from tests.system.faults.studies import REAL
 
 _TRIES = 3
@@ -73,14 +73,22 @@ def run_case(made: Bench, scenario: Scenario, case: Case, *, keep: bool = False)
 
 def run_cases(
     made: Bench, scenario: Scenario, chosen: Sequence[Case], parallel: int, *, keep: bool = False
-) -> list[Row]:
-    """All rows, in order."""
+) -> Iterator[Row]:
+    """All rows, in order, as they come."""
     made.undisturbed(scenario)
-    rows: list[Row] = []
-    for row in each(lambda case: run_case(made, scenario, case, keep=keep), chosen, parallel):
-        rows.append(row)
-        print(f"{len(rows)}/{len(chosen)}", *list(row.values())[:-1], flush=True)
-    return rows
+    for number, row in enumerate(each(lambda case: run_case(made, scenario, case, keep=keep), chosen, parallel), 1):
+        print(f"{number}/{len(chosen)}", *list(row.values())[:-1], flush=True)
+        yield row
+
+
+def summary_of(rows: Sequence[Row], weights: Mapping[str, str]) -> str:
+    """What the rows say together; `weights` are the SHA-256 of the undisturbed run's, by name."""
+    same = [row for row in rows if row["same"] == "yes"]
+    points, last = len({row["failpoint"] for row in same}), max(weights)
+    return (
+        f"{len(same)} of {len(rows)} kills ended as the undisturbed run did, at {points} of {len(NAMES)} failpoints; "
+        f"its weights `{last}` have SHA-256 `{weights[last][:16]}...`."
+    )
 
 
 def main() -> None:
@@ -90,19 +98,15 @@ def main() -> None:
     options.add_argument("--only", nargs="+", metavar="NAME", help="these failpoints alone")
     options.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     chosen = options.parse_args()
+    rows: list[Row] = []
     with bench(chosen.folder) as made:
         wanted = [case for case in cases(made, REAL, every=chosen.every) if not chosen.only or case.name in chosen.only]
-        rows = run_cases(made, REAL, wanted, chosen.parallel, keep=chosen.keep)
-        digests = made.undisturbed(REAL).models
-    same = sum(row["same"] == "yes" for row in rows)
-    points = len({row["failpoint"] for row in rows if row["same"] == "yes"})
-    last = max(digests)
-    summary = (
-        f"{same} of {len(rows)} kills ended as the undisturbed run did, at {points} of {len(NAMES)} failpoints; "
-        f"its weights `{last}` have SHA-256 `{digests[last][:16]}...`."
-    )
-    report("table", rows, summary, write_docs=chosen.write_docs)
-    raise SystemExit(0 if same == len(rows) else 1)
+        for row in run_cases(made, REAL, wanted, chosen.parallel, keep=chosen.keep):
+            rows.append(row)
+            if chosen.write_docs:
+                write("table", rows, summary_of(rows, made.undisturbed(REAL).models))
+        report("table", rows, summary_of(rows, made.undisturbed(REAL).models), write_docs=chosen.write_docs)
+    raise SystemExit(0 if all(row["same"] == "yes" for row in rows) else 1)
 
 
 if __name__ == "__main__":

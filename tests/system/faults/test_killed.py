@@ -32,7 +32,7 @@ SITE_POINTS = [("site.batch", 3), ("site.held", 2), ("site.upload_partial", 1), 
 def test_a_process_killed_at_a_failpoint_and_started_again_changes_no_bit(
     faults: Bench, role: str, points: list[tuple[str, int]]
 ) -> None:
-    rows = run_cases(faults, SCENARIO, [Case(role, *point, 0) for point in points], parallel=2)
+    rows = list(run_cases(faults, SCENARIO, [Case(role, *point, 0) for point in points], parallel=2))
     assert {row["failpoint"]: row["same"] for row in rows} == {name: "yes" for name, _ in points}
 
 
