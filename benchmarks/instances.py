@@ -8,6 +8,7 @@ with the head "distance": the same steps, initial weights, patches and augmentat
 - distance, components and distance, shape: the same of the other network's foreground, which shows what its second
   output adds beyond training.
 - distance, distance: watershed of the predicted distance.
+- distance, both: watershed of the mean of the predicted distance and that to the background.
 
 Threshold, smoothing, height and least size of each are tuned on the sites' own validation cases (12 of a site at most),
 one after the other in two passes, by the mean over sites of the mean average precision from IoU 0.5 to 0.9; the holdout
@@ -51,7 +52,7 @@ from benchmarks._pooled import (
 from benchmarks._report import RESULTS, report
 from common.errors import DataError
 from common.imaging.sliding_window import predict_tiled
-from common.inference.instances import Splitting, instances_of
+from common.inference.instances import Method, Splitting, instances_of
 from common.learning.runtime import configure_tensorflow
 from common.metrics.instances import IOU_PERCENTS, InstanceCounts, match_instances
 from common.metrics.overlap import count_overlap
@@ -74,7 +75,7 @@ class Arm:
     """One way from an image to objects."""
 
     head: Head
-    method: Literal["components", "shape", "distance"]
+    method: Method
 
     @property
     def name(self) -> str:
@@ -87,6 +88,7 @@ ARMS = (
     Arm("distance", "components"),
     Arm("distance", "shape"),
     Arm("distance", "distance"),
+    Arm("distance", "both"),
 )
 
 _GRID: Mapping[str, tuple[Any, ...]] = {
@@ -96,7 +98,7 @@ _GRID: Mapping[str, tuple[Any, ...]] = {
     "least_size": (0, 12, 24, 48),
 }
 _TUNED_ON = 12
-_UNUSED = {"components": ("smoothing", "height"), "shape": (), "distance": ()}
+_UNUSED = {"components": ("smoothing", "height"), "shape": (), "distance": (), "both": ()}
 
 _SHOWN = {
     "arm": "arm",

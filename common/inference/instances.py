@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from common.inference.lite import Head
 
 Labels = npt.NDArray[np.int32]
 Depth = npt.NDArray[np.float32]
+Method = Literal["components", "shape", "distance", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,24 +32,35 @@ class Splitting:
     ----------
     method : "components": voxels that hang together by their faces are one object. "shape": a watershed of each voxel's
         distance to the background, over the largest of its component, which parts what is thin between. "distance": a
-        watershed of the distance that the head "distance" predicts.
+        watershed of the distance that the head "distance" predicts. "both": of the mean of these two; the shape parts
+        what the network was not sure of.
     threshold : foreground is above this probability.
     smoothing : standard deviation of the Gaussian that smooths the depth map, in voxels (of the finest axis).
     height : how deep the valley between two objects is at least, as part of the depth map's range from 0 to 1.
     least_size : objects of fewer voxels are left out.
     """
 
-    method: Literal["components", "shape", "distance"]
+    method: Method
     threshold: float = 0.5
     smoothing: float = 1.0
     height: float = 0.1
     least_size: int = 12
 
     def __post_init__(self) -> None:
-        if self.method not in ("components", "shape", "distance"):
-            raise ValueError(f"method: expected components, shape or distance, found {self.method!r}")
+        if self.method not in get_args(Method):
+            raise ValueError(f"method: expected {', '.join(get_args(Method))}, found {self.method!r}")
         if not (0 <= self.threshold < 1 and self.smoothing >= 0 and 0 < self.height <= 1 and self.least_size >= 0):
             raise ValueError(f"expected a threshold in [0, 1), smoothing >= 0, height in (0, 1], a size, found {self}")
+
+    @property
+    def by_shape(self) -> bool:
+        """Whether it looks at distances to the background."""
+        return self.method in ("shape", "both")
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether it looks at the distance that the network predicts."""
+        return self.method in ("distance", "both")
 
 
 DEFAULTS: Final[Mapping[Head, Splitting]] = MappingProxyType(
@@ -56,7 +68,7 @@ DEFAULTS: Final[Mapping[Head, Splitting]] = MappingProxyType(
         "softmax": Splitting(method="shape"),
         "sigmoid": Splitting(method="shape"),
         # The best mean AP over the sites' validation cases of the shipped nuclei study.
-        "distance": Splitting(method="distance", threshold=0.4, smoothing=1.5, height=0.15, least_size=24),
+        "distance": Splitting(method="both", threshold=0.5, smoothing=1.0, height=0.08, least_size=24),
     }
 )
 """What `instances_of` does for each head; `benchmarks/instances.py` tunes on validation cases."""
@@ -79,7 +91,7 @@ def instances_of(
     probabilities : float32, shape (y, x, outputs) or (z, y, x, outputs)
         Two outputs for softmax (background, foreground) and distance (foreground, distance), one for sigmoid.
     head : "softmax", "sigmoid" or "distance"
-    splitting : None takes `DEFAULTS` of the head; the method "distance" needs the head "distance".
+    splitting : None takes `DEFAULTS` of the head; the methods "distance" and "both" need the head "distance".
     least_size : instead of the splitting's own.
     spacing : distances between voxels along the spatial axes; None: the same along all.
 
@@ -100,9 +112,9 @@ def instances_of(
         raise ValueError(
             f"expected probabilities (spatial..., {outputs}) of the head {head}, found shape {probabilities.shape}"
         )
-    if splitting.method == "distance" and head != "distance":
+    if splitting.by_distance and head != "distance":
         raise ValueError(f"expected the head distance for a watershed of distances, found {head}")
-    depth = distance_in(probabilities, head) if splitting.method == "distance" else None
+    depth = distance_in(probabilities, head) if splitting.by_distance else None
     return objects_of(foreground_in(probabilities, head, splitting.threshold), depth, splitting, spacing)
 
 
@@ -119,7 +131,7 @@ def distance_in(probabilities: npt.NDArray[np.float32], head: Head) -> Depth | N
 def objects_of(
     foreground: npt.NDArray[np.bool_], depth: Depth | None, splitting: Splitting, spacing: Sequence[float] | None
 ) -> Labels:
-    """As `instances_of`, of the foreground, shape (spatial...), and the predicted distance that "distance" needs."""
+    """As `instances_of`, of the foreground, shape (spatial...), and the predicted distance where `by_distance`."""
     if not foreground.any():
         return np.zeros(foreground.shape, np.int32)
     # Flooding takes memory for every voxel it is given, so it is given no more than the foreground's own box.
@@ -128,15 +140,19 @@ def objects_of(
     if splitting.method == "components":
         found = np.asarray(ndimage.label(inside)[0], np.int32)
     else:
-        if splitting.method == "distance":
-            assert depth is not None  # whoever asks for this method has it
-            depth = np.ascontiguousarray(depth[box], np.float32)
-        else:
-            depth = _depth_of_shape(foreground, spacing)[box]
+        shape = _depth_of_shape(foreground, spacing)[box] if splitting.by_shape else None
+        depth = depth_of(depth[box] if depth is not None and splitting.by_distance else None, shape)
         found = split(inside, smoothed(depth, splitting.smoothing, spacing), splitting.height)
     result = np.zeros(foreground.shape, np.int32)
     result[box] = numbered(found, splitting.least_size)
     return result
+
+
+def depth_of(predicted: Depth | None, shape: Depth | None) -> Depth:
+    """The depth map to flood: the predicted distance, that of the shape (each from 0 to 1), or the mean of both."""
+    given = [np.asarray(one, np.float32) for one in (predicted, shape) if one is not None]
+    assert given  # whoever floods has one
+    return np.ascontiguousarray(given[0] if len(given) == 1 else (given[0] + given[1]) / np.float32(2))
 
 
 def split(foreground: npt.NDArray[np.bool_], depth: Depth, height: float) -> Labels:

@@ -24,6 +24,7 @@ from common.inference.instances import (
     Depth,
     Labels,
     Splitting,
+    depth_of,
     distance_to_background,
     numbered,
     objects_of,
@@ -116,25 +117,27 @@ class _Finder:
             for first, last in zip(components.starts.min(axis=0), components.stops.max(axis=0), strict=True)
         )
         self._groups, self._group_of, self._cut = _grouped(components, self._shape, blocks)
-        # The deepest voxel of each component; of background, which comes last, 1.
+        # Each voxel's distance to the background, and that of the deepest of each component; of background, which comes
+        # last, 1.
+        self._deep: Depth | None = None
         self._largest = np.ones(len(components.starts) + 1, np.float32)
 
     def measure(self) -> None:
         """Distances to the background, and the largest of each component, where objects are told apart by them."""
-        if self._splitting.method != "shape":
+        if not self._splitting.by_shape:
             return
-        self._distance = distance = self._scratch.zeros(self._shape, np.float32)
+        self._deep = deep = self._scratch.zeros(self._shape, np.float32)
         self._largest[:-1] = 0
         for own, window in self._windows((1,) * len(self._shape)):
             depth = self._depth_within(window)
-            distance[window][own] = depth[own]
+            deep[window][own] = depth[own]
             self._note_largest(self._components.within(window)[own], depth[own])
             self._let_go()
         for core, window, own in self._cut_windows():
             depth = self._depth_within(window)
             inner = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(core, window, strict=True))
             mine = own[inner]
-            distance[core][mine] = depth[inner][mine]
+            deep[core][mine] = depth[inner][mine]
             self._note_largest(self._components.within(core)[mine], depth[inner][mine])
             self._let_go()
 
@@ -156,10 +159,9 @@ class _Finder:
     def _objects(self, own: npt.NDArray[np.bool_], window: Window) -> Labels:
         if self._splitting.method == "components":
             return numbered(np.asarray(ndimage.label(own)[0], np.int32), self._splitting.least_size)
-        assert self._distance is not None
-        depth = np.array(self._distance[window], np.float32)
-        if self._splitting.method == "shape":
-            depth /= self._largest[self._components.within(window)]
+        shape = None if self._deep is None else self._deep[window] / self._largest[self._components.within(window)]
+        predicted = self._distance[window] if self._distance is not None and self._splitting.by_distance else None
+        depth = depth_of(predicted, shape)
         found = split(own, smoothed(depth, self._splitting.smoothing, self._spacing), self._splitting.height)
         return numbered(found, self._splitting.least_size)
 
@@ -195,7 +197,7 @@ class _Finder:
                 yield core, window, own
 
     def _let_go(self, *others: npt.NDArray[Any]) -> None:
-        for array in (self._foreground, self._distance, self._components.pieces, *others):
+        for array in (self._foreground, self._distance, self._deep, self._components.pieces, *others):
             if array is not None:
                 let_go(array)
 

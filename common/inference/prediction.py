@@ -158,8 +158,7 @@ class _Maps:
         self._grid, self._head, self._scratch = grid, head, scratch
         self._splitting = DEFAULTS[head]
         self._foreground = scratch.zeros(grid.zoom.before, np.bool_)
-        needs_distance = self._splitting.method == "distance"
-        self._distance = scratch.zeros(grid.zoom.before, np.float32) if needs_distance else None
+        self._distance = scratch.zeros(grid.zoom.before, np.float32) if self._splitting.by_distance else None
 
     def put(self, window: tuple[slice, ...], probabilities: Floats) -> None:
         self._foreground[window] = foreground_in(probabilities, self._head, self._splitting.threshold)

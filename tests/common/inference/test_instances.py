@@ -50,7 +50,7 @@ def agreement(found: Numbers, truth: npt.NDArray[Any]) -> float:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("method", ["distance", "shape"])
+@pytest.mark.parametrize("method", ["distance", "shape", "both"])
 def test_two_touching_balls_are_separated(dimensions: int, method: Any) -> None:
     truth = two_balls(dimensions)
     found = instances_of(maps_of(truth), "distance", Splitting(method=method))
@@ -63,7 +63,7 @@ def test_two_touching_balls_are_separated(dimensions: int, method: Any) -> None:
 def test_balls_of_thick_slices_are_separated() -> None:
     truth = two_balls(3, thick=4)
     spacing = (4.0, 1.0, 1.0)
-    for method in ("distance", "shape"):
+    for method in ("distance", "shape", "both"):
         found = instances_of(maps_of(truth, spacing), "distance", Splitting(method=method), spacing=spacing)  # type: ignore[arg-type]
         assert found.max() == 2
         assert np.mean(found == truth) > 0.99
@@ -75,6 +75,14 @@ def test_softmax_and_sigmoid_split_by_shape_unless_told_otherwise() -> None:
     both = np.concatenate([1 - inside, inside], axis=-1)
     assert np.array_equal(instances_of(inside, "sigmoid"), instances_of(both, "softmax"))
     assert instances_of(inside, "sigmoid").max() == 2
+
+
+def test_the_shape_parts_what_the_predicted_distance_leaves_together() -> None:
+    truth = two_balls(2)
+    maps = maps_of(truth)
+    maps[..., 1] = maps[..., 0]  # a network that saw no valley
+    assert instances_of(maps, "distance", Splitting(method="distance")).max() == 1
+    assert instances_of(maps, "distance", Splitting(method="both")).max() == 2
 
 
 def test_a_dent_is_no_border_and_a_valley_is() -> None:

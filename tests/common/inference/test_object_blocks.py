@@ -62,7 +62,7 @@ def in_blocks(
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("smoothing", [0.0, 1.0, 2.5])
-@pytest.mark.parametrize("method", ["components", "shape", "distance"])
+@pytest.mark.parametrize("method", ["components", "shape", "distance", "both"])
 def test_blocks_give_the_objects_of_the_whole_image(method: Any, smoothing: float, dimensions: int) -> None:
     labels = blobs(SHAPES[dimensions], 160 if dimensions == 2 else 60)
     foreground, distance = labels > 0, noisy_distance(labels)
@@ -80,7 +80,7 @@ def test_blocks_give_the_objects_of_the_whole_image(method: Any, smoothing: floa
     assert np.array_equal(found, whole)
 
 
-@pytest.mark.parametrize("method", ["shape", "distance"])
+@pytest.mark.parametrize("method", ["shape", "distance", "both"])
 def test_ties_are_broken_as_in_the_whole_image(method: Any) -> None:
     labels = blobs(SHAPES[2], 160, seed=3)
     splitting = Splitting(method=method, smoothing=0.0, height=0.3, least_size=1)
@@ -108,7 +108,7 @@ def test_what_is_too_long_to_be_looked_at_whole_is_cut_where_the_whole_image_is(
         labels[(grid[0] - 30) ** 2 + (grid[1] - x) ** 2 <= 49] = number
     foreground = labels > 0
     assert ndimage.label(foreground)[1] == 1
-    for splitting in (Splitting(method="shape"), Splitting(method="distance")):
+    for splitting in (Splitting(method="shape"), Splitting(method="distance"), Splitting(method="both", height=0.06)):
         distance = noisy_distance(labels, levels=50)
         whole = objects_of(foreground, distance, splitting, None)
         assert whole.max() == labels.max()
