@@ -19,8 +19,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--write-docs", action="store_true", help="write the table into docs/faults.md, and a CSV")
     made.add_argument("--folder", type=Path, help="where runs are made (default: a temporary folder)")
+    made.add_argument("--go-on", action="store_true", help="keep the rows of the CSV that passed, and run the others")
     made.add_argument("--keep", action="store_true", help="keep the folders of runs that passed, too")
     return made
+
+
+def passed(name: str) -> list[dict[str, str]]:
+    """The rows of the CSV that an earlier run wrote and that passed; whole numbers and others are text here."""
+    path = RESULTS / f"faults-{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["same"] == "yes"]
 
 
 def report(

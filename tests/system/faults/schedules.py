@@ -16,7 +16,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -24,7 +24,7 @@ from common.failpoints import COORDINATOR as COORDINATOR_NAMES
 from common.failpoints import SITE
 from tests.system.faults.arena import COORDINATOR, Arena, Bench, Scenario, bench, each, judge
 from tests.system.faults.proxy import Direction, Fault, Kind
-from tests.system.faults.report import Row, parser, report, write
+from tests.system.faults.report import Row, parser, passed, report, write
 from tests.system.faults.studies import light
 
 SCENARIO = light(sites=3, rounds=4)
@@ -142,6 +142,12 @@ def run_schedule(made: Bench, scenario: Scenario, seed: int, *, keep: bool = Fal
     }
 
 
+def _of_text(row: Mapping[str, str]) -> Row:
+    """A row as the CSV has it, with its numbers."""
+    numbers = {name: int(row[name]) for name in ("seed", "kills", "breaks")}
+    return {**row, **numbers, "seconds": float(row["seconds"])}
+
+
 def by_kills(rows: Sequence[Row]) -> list[Row]:
     """A row for each number of processes that ended; 200 are too many to read."""
     found: list[Row] = []
@@ -179,10 +185,12 @@ def main() -> None:
     options.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     chosen = options.parse_args()
     seeds = chosen.only or list(range(chosen.seed, chosen.seed + chosen.count))
-    rows: list[Row] = []
+    known = {int(row["seed"]): row for row in passed("schedules")} if chosen.go_on else {}
+    rows: list[Row] = [_of_text(known[seed]) for seed in seeds if seed in known]
+    missing = [seed for seed in seeds if seed not in known]
     with bench(chosen.folder) as made:
         made.undisturbed(SCENARIO)
-        for row in each(lambda seed: run_schedule(made, SCENARIO, seed, keep=chosen.keep), seeds, chosen.parallel):
+        for row in each(lambda seed: run_schedule(made, SCENARIO, seed, keep=chosen.keep), missing, chosen.parallel):
             rows.append(row)
             print(f"{len(rows)}/{len(seeds)}", *row.values(), flush=True)
             if chosen.write_docs:

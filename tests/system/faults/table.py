@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from common.failpoints import COORDINATOR as COORDINATOR_NAMES
 from common.failpoints import NAMES, SITE
 from tests.system.faults.arena import COORDINATOR, KILLED, Bench, Scenario, bench, each, judge
-from tests.system.faults.report import Row, parser, report, write
+from tests.system.faults.report import Row, parser, passed, report, write
 from tests.system.faults.studies import REAL
 
 _TRIES = 3
@@ -61,10 +61,11 @@ def run_case(made: Bench, scenario: Scenario, case: Case, *, keep: bool = False)
             break
     if not verdict.passed:
         print(f"\n{case}:\n" + "\n".join(verdict.wrong), flush=True)
+    name, process, at = case_key(case)
     return {
-        "failpoint": case.name,
-        "process": "coordinator" if case.role == COORDINATOR else "site",
-        "at": f"{case.at} of {case.of}",
+        "failpoint": name,
+        "process": process,
+        "at": at,
         "same": verdict.word if reached or not verdict.passed else "not reached",
         "seconds": round(verdict.seconds, 1),
         "what it is": NAMES[case.name],
@@ -79,6 +80,16 @@ def run_cases(
     for number, row in enumerate(each(lambda case: run_case(made, scenario, case, keep=keep), chosen, parallel), 1):
         print(f"{number}/{len(chosen)}", *list(row.values())[:-1], flush=True)
         yield row
+
+
+def case_key(case: Case) -> tuple[str, ...]:
+    """By which a case is found in a table of an earlier run."""
+    return case.name, "coordinator" if case.role == COORDINATOR else "site", f"{case.at} of {case.of}"
+
+
+def row_key(row: Row) -> tuple[str, ...]:
+    """The `case_key` of a row's case."""
+    return str(row["failpoint"]), str(row["process"]), str(row["at"])
 
 
 def summary_of(rows: Sequence[Row], weights: Mapping[str, str]) -> str:
@@ -98,10 +109,16 @@ def main() -> None:
     options.add_argument("--only", nargs="+", metavar="NAME", help="these failpoints alone")
     options.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     chosen = options.parse_args()
-    rows: list[Row] = []
     with bench(chosen.folder) as made:
         wanted = [case for case in cases(made, REAL, every=chosen.every) if not chosen.only or case.name in chosen.only]
-        for row in run_cases(made, REAL, wanted, chosen.parallel, keep=chosen.keep):
+        known = {row_key(row): row for row in passed("table")} if chosen.go_on else {}
+        rows: list[Row] = [
+            row | {"seconds": float(row["seconds"])}
+            for case in wanted
+            if (row := known.get(case_key(case))) is not None
+        ]
+        missing = [case for case in wanted if case_key(case) not in known]
+        for row in run_cases(made, REAL, missing, chosen.parallel, keep=chosen.keep):
             rows.append(row)
             if chosen.write_docs:
                 write("table", rows, summary_of(rows, made.undisturbed(REAL).models))
