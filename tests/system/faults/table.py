@@ -112,11 +112,8 @@ def main() -> None:
     with bench(chosen.folder) as made:
         wanted = [case for case in cases(made, REAL, every=chosen.every) if not chosen.only or case.name in chosen.only]
         known = {row_key(row): row for row in passed("table")} if chosen.go_on else {}
-        rows: list[Row] = [
-            row | {"seconds": float(row["seconds"])}
-            for case in wanted
-            if (row := known.get(case_key(case))) is not None
-        ]
+        done = [known[case_key(case)] for case in wanted if case_key(case) in known]
+        rows: list[Row] = [{**one, "seconds": float(one["seconds"])} for one in done]
         missing = [case for case in wanted if case_key(case) not in known]
         for row in run_cases(made, REAL, missing, chosen.parallel, keep=chosen.keep):
             rows.append(row)
