@@ -256,7 +256,10 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         answer = round_.answers[site]
         if answer.reason:
             return f"{site} ({answer.reason})"
-        return f"{site} (not connected)" if site not in self.connections else f"{site} ({answer.stage.value})"
+        if site in self.connections:
+            return f"{site} ({answer.stage.value})"
+        rejected = self.rejected.get(site)
+        return f"{site} (sent away, for it came with {rejected})" if rejected else f"{site} (not connected)"
 
     async def _sum(self, call: Call) -> list[Any]:
         """The report over all included updates, accumulated in name order as far as they are in."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import failpoints
+from common.disk import cannot_write
 from common.errors import RunFolderError, StudyError
 from common.study import Study, load_study
 
@@ -200,10 +201,7 @@ def storing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunFolderError(
-            f"{path}: cannot be written ({error.strerror or error}); free space, or make the disk writable, and start "
-            "again with the same command: what was finished is kept"
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def sync_folder(folder: Path) -> None:
