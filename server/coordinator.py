@@ -271,10 +271,13 @@ def _check_state(run: RunFolder, history: RunHistory) -> None:
 
 
 def _scalars(evaluated: Evaluated) -> Callable[[Sequence[Array]], Awaitable[Mapping[str, Any]]]:
-    """Maps weights to the holdout's metrics of them, in a thread."""
+    """Maps weights to the holdout's metrics of them, in a thread; without mirror images, which are for what is published.
+
+    Rounds are compared with each other, and would take several times as long.
+    """
 
     async def scalars(weights: Sequence[Array]) -> Mapping[str, Any]:
-        return (await asyncio.to_thread(evaluated.evaluate, weights)).scalars(each_case=True)
+        return (await asyncio.to_thread(evaluated.evaluate, weights, mirror=False)).scalars(each_case=True)
 
     return scalars
 

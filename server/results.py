@@ -61,10 +61,12 @@ class Evaluated:
 
         return ForwardPass(self.study, build_network(self.study))
 
-    def evaluate(self, weights: Sequence[Array]) -> HoldoutResult:
-        """The holdout result of these weights."""
+    def evaluate(self, weights: Sequence[Array], *, mirror: bool = True) -> HoldoutResult:
+        """The holdout result of these weights; see `Holdout.evaluate`."""
         predict = self._forward.with_weights(weights)
-        self.latest = self.holdout.evaluate(predict, tile=self.study.publishing.tile, threads=os.cpu_count() or 1)
+        self.latest = self.holdout.evaluate(
+            predict, tile=self.study.publishing.tile, threads=os.cpu_count() or 1, mirror=mirror
+        )
         return self.latest
 
 

@@ -150,6 +150,7 @@ class Holdout:
         threads: int = 1,
         fixed_batch: bool = False,
         batch_size: int = 4,
+        mirror: bool = True,
     ) -> HoldoutResult:
         """Segment every image whole and measure its overlap on the grid as stored, where a study resamples too.
 
@@ -165,6 +166,8 @@ class Holdout:
         fixed_batch : bool
             Every call gets exactly `batch_size` tiles.
         batch_size : int
+        mirror : bool
+            False leaves mirror images out where the study has them.
 
         Raises
         ------
@@ -173,7 +176,7 @@ class Holdout:
 
         def measure(index: int) -> OverlapCounts:
             case = self.load(index)
-            return self._overlap(case, self._segmented(predict, case, tile, fixed_batch, batch_size))
+            return self._overlap(case, self._segmented(predict, case, tile, fixed_batch, batch_size, mirror=mirror))
 
         counts = self._of_all(measure, threads)
         return HoldoutResult.of(self._study.task.foreground, self.cases, self.sites, counts)
@@ -203,10 +206,17 @@ class Holdout:
         )
 
     def _segmented(
-        self, predict: Predict, case: HoldoutCase, tile: Sequence[int], fixed_batch: bool, batch_size: int
+        self,
+        predict: Predict,
+        case: HoldoutCase,
+        tile: Sequence[int],
+        fixed_batch: bool,
+        batch_size: int,
+        *,
+        mirror: bool = True,
     ) -> npt.NDArray[np.float32]:
-        overlap, mirror = self._study.evaluation.overlap, _mirrored_axes(self._study)
-        return predict_tiled(predict, case.image, tile, overlap, batch_size, fixed_batch, mirror)
+        axes = range(self._study.task.dimensions) if mirror and self._study.evaluation.mirror else ()
+        return predict_tiled(predict, case.image, tile, self._study.evaluation.overlap, batch_size, fixed_batch, axes)
 
     def _overlap(self, case: HoldoutCase, probabilities: npt.NDArray[np.float32]) -> OverlapCounts:
         predicted = np.zeros(case.label.shape, np.uint8)
@@ -270,10 +280,6 @@ class Holdout:
 def _spatial(array: npt.NDArray[_Voxel], dimensions: int) -> npt.NDArray[_Voxel]:
     """(z, y, x) without the z axis of a 2D image, which is measured in its plane."""
     return array if dimensions == 3 else array[0]
-
-
-def _mirrored_axes(study: Study) -> tuple[int, ...]:
-    return tuple(range(study.task.dimensions)) if study.evaluation.mirror else ()
 
 
 def _sound_cases(study: Study, folder: Path) -> list[Case]:

@@ -242,6 +242,7 @@ def test_an_answer_that_depends_on_left_and_right_is_evened_out_by_mirroring(tmp
         built = study(head="sigmoid", evaluation=f"mirror: {mirror}")
         assert evaluated(built, tmp_path, left).all_cases.figures["recall"] == recall
         assert Holdout(built, tmp_path).evaluate(left, tile=(16, 16)).mean_iou == recall
+        assert Holdout(built, tmp_path).evaluate(left, tile=(16, 16), mirror=False).mean_iou == 0.5
 
 
 def detail(found: list[list[int]], truth: list[list[int]], *, objects: bool = True) -> CaseDetail:
