@@ -271,9 +271,9 @@ def _check_state(run: RunFolder, history: RunHistory) -> None:
 
 
 def _scalars(evaluated: Evaluated) -> Callable[[Sequence[Array]], Awaitable[Mapping[str, Any]]]:
-    """Maps weights to the holdout's metrics of them, in a thread; without mirror images, which are for what is published.
+    """Maps weights to the holdout's metrics of them, in a thread.
 
-    Rounds are compared with each other, and would take several times as long.
+    Without mirror images, which are for what is published: rounds would take several times as long.
     """
 
     async def scalars(weights: Sequence[Array]) -> Mapping[str, Any]:
