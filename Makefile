@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := $(VENV)/uv
 ARGS ?=
+JOBS ?= 2
 
 # TensorFlow speaks of its devices and plugins at every start; users asked for none of it.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -14,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 help:
 	@echo "make simulate   set up, then run five hospitals on generated images, end to end"
-	@echo "make test       set up, then the checks and the tests"
+	@echo "make test       set up, then the checks and the tests in two processes (JOBS=2), 4 GB each"
 	@echo "make check      ruff and mypy"
 	@echo "make format     ruff's formatter and its safe fixes"
 	@echo "make lock       renew requirements.lock (uv)"
@@ -35,7 +36,7 @@ simulate: $(READY)
 	$(BIN)/wardround simulate $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
