@@ -36,10 +36,10 @@ from common.secure_aggregation.refusals import (
     TooFewSitesError,
     UnknownSiteError,
 )
+from common.secure_aggregation.roster import check_advertisement, check_distinct_keys
 from common.secure_aggregation.seeds import pairwise_masks, self_mask
 from common.secure_aggregation.session import Session, Stage
 from common.secure_aggregation.shamir import reconstruct, share_from_bytes
-from common.secure_aggregation.site import check_advertisement, check_distinct_keys
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,9 +35,7 @@ from common.secure_aggregation.messages import (
 )
 from common.secure_aggregation.refusals import (
     BadShareError,
-    BadSignatureError,
     BothSharesAskedError,
-    DuplicateKeyError,
     InconsistentSetsError,
     NotASurvivorError,
     OutOfTurnError,
@@ -46,6 +44,7 @@ from common.secure_aggregation.refusals import (
     TooFewConfirmationsError,
     UnknownSiteError,
 )
+from common.secure_aggregation.roster import check_advertisement, check_distinct_keys
 from common.secure_aggregation.seeds import pairwise_masks, self_mask
 from common.secure_aggregation.session import Session, SitePolicy, Stage
 from common.secure_aggregation.shamir import SHARE_BYTES, Share, share_from_bytes, split
@@ -330,29 +329,3 @@ class Site:
                 f"unmasking of {self._session.name}: expected {self._session.threshold} or more confirmations, found "
                 f"{len(request.confirmations)}; skip the round"
             )
-
-
-def check_advertisement(session: Session, advertisement: Advertisement, verify: Verifier) -> None:
-    """Raises WrongSessionError, UnknownSiteError or BadSignatureError where it is not its site's, for this session."""
-    site = advertisement.site
-    session.check(advertisement.session, f"advertisement of {site!r}")
-    session.index(site)
-    statement = Advertisement.statement(session, site, advertisement.encryption_key, advertisement.mask_key)
-    if not verify(site, advertisement.certificate, statement, advertisement.signature):
-        raise BadSignatureError(
-            f"advertisement of {site!r} in {session.name}: its keys are not signed by that site's enrolled key; they "
-            "were replaced on their way, or its certificate is not in order"
-        )
-
-
-def check_distinct_keys(advertisements: Sequence[Advertisement]) -> None:
-    """Raises DuplicateKeyError where a public key is there twice, be it in two roles."""
-    owners: dict[bytes, str] = {}
-    for advertisement in advertisements:
-        for key in (advertisement.encryption_key, advertisement.mask_key):
-            if key in owners:
-                raise DuplicateKeyError(
-                    f"advertisements of {owners[key]!r} and {advertisement.site!r}: expected different keys, found one "
-                    "twice; every key must be fresh"
-                )
-            owners[key] = advertisement.site
