@@ -72,3 +72,9 @@ class TrainingError(WardroundError):
     """Training, evaluation or a whole study could not be completed."""
 
     exit_code = 10
+
+
+class ProtocolError(WardroundError):
+    """Secure aggregation was refused or could not be completed; `common.secure_aggregation.refusals` has the causes."""
+
+    exit_code = 10
