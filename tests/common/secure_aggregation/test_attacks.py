@@ -204,7 +204,9 @@ def test_shares_that_were_meant_for_another_site_are_not_opened() -> None:
     attempt = Cohort().attempt()
     delivered = attempt.share(attempt.advertise())
     site = attempt.sites["a"]
-    refused(site, UnknownSiteError, lambda: site.mask(delivered["b"], attempt.cohort.inputs()["a"]))
+    with pytest.raises(UnknownSiteError, match="for 'b': were brought to 'a'"):
+        site.mask(delivered["b"], attempt.cohort.inputs()["a"])
+    assert site.stage is Stage.REFUSED
 
 
 def test_a_site_answers_every_stage_once() -> None:
@@ -316,7 +318,7 @@ def test_the_confirmations_of_a_part_of_the_sites_are_too_few() -> None:
 
 @pytest.mark.parametrize("seen", ["roster", "sharers"])
 def test_different_rosters_or_sharers_shown_to_different_sites_are_noticed(seen: str) -> None:
-    # To a, f did not take part; to the others it did, and dropped later. All are told of the same survivors.
+    # a alone is shown that f did not advertise, or that it did not share. All are told of the same survivors.
     attempt = Cohort(6).attempt()
     inputs = attempt.cohort.inputs()
     roster = attempt.advertise()
@@ -324,13 +326,13 @@ def test_different_rosters_or_sharers_shown_to_different_sites_are_noticed(seen:
     shown = {name: smaller if name == "a" and seen == "roster" else roster for name in "abcdef"}
     shares = {name: dict(attempt.sites[name].share(shown[name]).by_recipient) for name in "abcdef"}
     for name in "abcde":
-        senders = [s for s in "abcdef" if name in shares[s] and not (name == "a" and s == "f")]
+        senders = [s for s in "abcdef" if name in shares[s] and not (s == "f" and (name == "a" or seen == "roster"))]
         inbox = tuple((sender, shares[sender][name]) for sender in senders)
         attempt.sites[name].mask(DeliveredShares(roster.session, name, inbox), inputs[name])
     survivors = SurvivorSet(roster.session, tuple("abcde"))
     confirmations = sorted_by_site((name, attempt.sites[name].confirm(survivors).signature) for name in "abcde")
     for name in "abcde":
-        dropped = () if name == "a" else ("f",)
+        dropped = () if name == "a" or seen == "roster" else ("f",)
         request = UnmaskRequest(roster.session, tuple("abcde"), dropped, confirmations)
         site = attempt.sites[name]
         refused(site, InconsistentSetsError, lambda site=site, request=request: site.unmask(request))
