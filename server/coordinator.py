@@ -28,7 +28,7 @@ from common.wire.tensors import Array
 from server.journal import Journal, read_history
 from server.kept import check_kept, kept
 from server.replay import RunHistory
-from server.results import Evaluated, open_holdout, publish_study
+from server.results import Evaluated, coordinators_signer, open_holdout, publish_study
 from server.run_folder import RunFolder, storing
 from server.serving import bind, serve
 from server.status import last_round
@@ -171,6 +171,7 @@ async def _tell_sites(server: Any, status: Any, reason: str) -> None:
 
 async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journal, status: Any, setup: Setup) -> int:
     started = time.monotonic()
+    signer = coordinators_signer(setup.identity)  # before the rounds, which end in what is signed
     history = journal.history()
     certain = {number: digest for number, digest in history.models.items() if number <= history.saved}
     await asyncio.to_thread(check_kept, run.models, certain)  # those of later rounds are written again
@@ -193,6 +194,8 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journa
 
     plan, start = await asyncio.to_thread(load)
     _log.info("plan %s compiled in %.1f s", plan.digest.hex()[:16], time.monotonic() - started)
+
+    journal.note("plan", digest=plan.digest.hex())
 
     import tensorflow_federated as tff
 
@@ -248,7 +251,7 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journa
     await federation.drained()
     status.set(state="publishing")
     report = await asyncio.to_thread(
-        publish_study, study, run, outcome.best_round, outcome.best_score, evaluated, old, start, started
+        publish_study, study, run, outcome.best_round, outcome.best_score, evaluated, old, start, started, signer=signer
     )
     journal.note("published", version=report["publication"]["version"])
     with storing(run.pending):

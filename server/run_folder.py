@@ -42,6 +42,7 @@ class RunFolder:
         self.damaged = path / "damaged"
         self.status = path / "status.json"
         self.identity = path / "identity"
+        self.pseudonyms = path / "pseudonyms.key"
         self.log = path / "coordinator.log"
 
     def prepare(self, study: Study) -> None:

@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from common.errors import NetworkError, WardroundError
-from common.inference.published import MANIFEST
+from common.inference.published import MANIFEST, SIGNATURE
 from common.inference.version_files import listed_files
 from common.security.certificates import Identity, load_identity, peer_name
 from common.study import Study
@@ -213,9 +213,12 @@ class Published:
 
 
 def _files_of(folder: Path) -> list[pb.PublishedFile]:
-    """The manifest, by which the others are checked, and what it lists."""
+    """The manifest, by which the others are checked, its signature, and what it lists."""
     manifest = (folder / MANIFEST).read_bytes()
-    digests = {MANIFEST: hashlib.sha256(manifest).hexdigest(), **listed_files(manifest)}
+    digests = {MANIFEST: hashlib.sha256(manifest).hexdigest()}
+    if (folder / SIGNATURE).exists():  # not in versions of before they were signed
+        digests[SIGNATURE] = hashlib.sha256((folder / SIGNATURE).read_bytes()).hexdigest()
+    digests |= listed_files(manifest)
     return [
         pb.PublishedFile(name=name, blob=pb.Blob(sha256=bytes.fromhex(digest), size=(folder / name).stat().st_size))
         for name, digest in digests.items()

@@ -114,6 +114,17 @@ def read_certificate(path: Path) -> tuple[bytes, x509.Certificate]:
         ) from error
 
 
+def read_certificates(path: Path) -> list[bytes]:
+    """The PEM of each certificate in a file, at least one. Raises IdentityError."""
+    try:
+        return [certificate_pem(one) for one in x509.load_pem_x509_certificates(_read(path))]
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise IdentityError(
+            f"{path}: expected certificates in PEM, found something else ({error}); give the study's "
+            f"{AUTHORITY_CERTIFICATE}"
+        ) from error
+
+
 def read_key(path: Path) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
     """A key for TLS, which must not be open to other users. Raises IdentityError."""
     pem, key = _private_key(path)

@@ -133,6 +133,14 @@ def load_signer(folder: Path) -> Signer:
     return Signer(pem, authority_pem, signed_by.role, signed_by.name, signed_by.fingerprint, key)
 
 
+def issued(certificate_pem: bytes, authority_pem: bytes) -> bool:
+    """Whether this authority issued the certificate; False too where one of the two is none."""
+    try:
+        return is_issued_by(_certificate(certificate_pem, ""), _certificate(authority_pem, ""))
+    except IdentityError:
+        return False
+
+
 def check_signer(
     certificate_pem: bytes,
     authority_pem: bytes | None,
