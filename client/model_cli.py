@@ -41,6 +41,7 @@ def add_model_commands(commands: Any) -> None:
     )
     fetch.add_argument("--version", default="", metavar="V", help="such as v3 (default: the newest)")
     fetch.add_argument("--out", type=Path, required=True, metavar="DIR", help="the version becomes a folder in here")
+    fetch.add_argument("--work", type=Path, metavar="DIR", help="this site's own files, whose audit log records it")
     add_trust_options(fetch, has_identity=True)
     fetch.add_argument("--json", action="store_true", help="print JSON")
     fetch.set_defaults(handler=_fetch)
@@ -109,12 +110,21 @@ def _ended_in_order() -> Iterator[None]:
 
 def _fetch(options: argparse.Namespace) -> int:
     from client.fetch import fetch  # gRPC takes a while to load
+    from common.security.audit import NO_AUDIT, AuditLog
     from common.security.certificates import load_identity
+    from common.security.signing import signer_in
     from common.wire.channel import parse_address
 
     address, identity = parse_address(options.coordinator), load_identity(options.identity)
     trust = Trust.of(options, options.identity)
+    audit = NO_AUDIT
+    if options.work is not None:
+        audit = AuditLog(options.work, f"site {identity.name}", signer_in(options.identity))
+    audit.record("model-asked-for", study=options.study, version=options.version, coordinator=str(address))
     found = fetch(address, identity, options.out, study=options.study, version=options.version, verify=trust)
+    if not found.was_here:
+        audit.record("model-fetched", study=found.study, version=found.version, bytes=found.size)
+    audit.close()
     trust.warn()
     if options.json:
         result = {
@@ -135,12 +145,10 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _own_signer(identity: Path | None) -> Signer | None:
     """Who signs a personal model; None where the site's identity is not given, or has no key that signs."""
-    from common.security.signing import can_sign, load_signer
+    from common.security.signing import signer_in
 
-    if identity is None or not can_sign(identity):
-        return None
-    signer = load_signer(identity)
-    if signer.role != "site":
+    signer = signer_in(identity) if identity is not None else None
+    if signer is not None and signer.role != "site":
         raise IdentityError(
             f"{identity}: the identity is of {signer.role} {signer.name!r}, and a personal model is signed by its "
             "site; give the folder of this site's identity"

@@ -19,6 +19,7 @@ from common.cli import exit_codes_epilog, run_command
 from common.errors import DataError, RunFolderError, TrainingError, UsageError
 from common.study import HOLDOUT, load_study
 from common.version import VERSION
+from server.audit_command import add_audit_command
 from server.run_folder import RunFolder, plainly
 from server.verify_command import add_verify_command
 
@@ -158,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--json", action="store_true", help="print the result as JSON")
 
     add_verify_command(commands)
+    add_audit_command(commands)
     return parser
 
 

@@ -18,12 +18,13 @@ from common.errors import DataError, IdentityError, RunFolderError, UsageError
 from common.export.figures import json_ready
 from common.inference.published import MANIFEST
 from common.learning.runtime import configure_tensorflow
+from common.security.audit import Audit, AuditLog
 from common.security.signing import Signer, load_signer
 from common.study import Study
 from common.wire.partial import disk_hit
 from common.wire.tensors import Array, TensorSpec
 from server.journal import read_history
-from server.run_folder import RunFolder, write_atomically
+from server.run_folder import COORDINATOR, RunFolder, write_atomically
 from server.versions import next_version
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def publish_round(
     began: float | None,
     *,
     signer: Signer,
+    audit: Audit,
     announce: Callable[[dict[str, Any], Path], None] = lambda report, partial: None,
 ) -> dict[str, Any]:
     """Evaluates and publishes one round's weights; returns the report, where "best_round" is that round.
@@ -107,6 +109,7 @@ def publish_round(
     start : what the run started from.
     began : when, by `time.monotonic()`; None where the study ended before.
     signer : signs the version.
+    audit : where it is recorded.
     announce : called with the report and the folder of the version just before it is put in place.
 
     Raises
@@ -148,6 +151,11 @@ def publish_round(
         written: dict[str, Any] = json_ready(report)
         return written
 
+    def about_to_appear(publication: Mapping[str, Any], partial: Path) -> None:
+        announce(full(publication), partial)
+        digest = _sha256(partial / MANIFEST)
+        audit.record("version-published", version=version, round=round_number, manifest=digest)
+
     disk_hit("publish.before", run.published / version)
     publication = publish_files(
         study,
@@ -157,13 +165,15 @@ def publish_round(
         details=details,
         provenance=provenance_of(study, run, round_number, signer),
         progress=_log.info,
-        announce=lambda publication, partial: announce(full(publication), partial),
+        announce=about_to_appear,
     )
     disk_hit("publish.renamed", run.report)
     return full(publication)
 
 
-def publish_study(study: Study, run: RunFolder, round_number: int, *rest: Any, signer: Signer) -> dict[str, Any]:
+def publish_study(
+    study: Study, run: RunFolder, round_number: int, *rest: Any, signer: Signer, audit: Audit
+) -> dict[str, Any]:
     """Publishes what the study ended with, once, and writes `report.json`; returns it.
 
     The report is kept as `report.pending.json` before the version appears. A coordinator that was killed in between
@@ -181,7 +191,7 @@ def publish_study(study: Study, run: RunFolder, round_number: int, *rest: Any, s
 
     report = _announced(run, model)
     if report is None:
-        report = publish_round(study, run, round_number, *rest, signer=signer, announce=announce)
+        report = publish_round(study, run, round_number, *rest, signer=signer, audit=audit, announce=announce)
     write_atomically(run.report, json.dumps(report, indent=1), failpoint="report.before")
     disk_hit("report.written", run.report)
     return report
@@ -286,7 +296,12 @@ def publish(
     from server.starting import kept_start
 
     start = kept_start(run, build_network(study))
-    report = publish_round(study, run, chosen, score, opened, old, start, None, signer=signer)
+    audit = AuditLog(run.path, COORDINATOR, signer)
+    try:
+        report = publish_round(study, run, chosen, score, opened, old, start, None, signer=signer, audit=audit)
+        audit.sign_head()
+    finally:
+        audit.close()
     if not run.report.exists():  # the study's own final figures stay as they are
         write_atomically(run.report, json.dumps(report, indent=1))
     return report

@@ -18,6 +18,8 @@ from common.errors import RunFolderError, StudyError
 from common.study import Study, load_study
 
 STATUS_FORMAT = 1
+COORDINATOR = "coordinator"
+"""Who acts, in the audit log of a run."""
 _LOCK_SECONDS = 1.0  # `is_locked`, in whoever asks for the status, holds the lock for an instant
 
 

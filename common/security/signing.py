@@ -133,6 +133,11 @@ def load_signer(folder: Path) -> Signer:
     return Signer(pem, authority_pem, signed_by.role, signed_by.name, signed_by.fingerprint, key)
 
 
+def signer_in(folder: Path) -> Signer | None:
+    """As `load_signer`; None where the identity is one of before there were keys that sign."""
+    return load_signer(folder) if can_sign(folder) else None
+
+
 def issued(certificate_pem: bytes, authority_pem: bytes) -> bool:
     """Whether this authority issued the certificate; False too where one of the two is none."""
     try:
