@@ -20,6 +20,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
+import errno
 import fcntl
 import hashlib
 import json
@@ -205,7 +206,7 @@ class AuditLog(Audit):
         """Holds the log, read to its end; a line that is torn there is cut off, which is recorded."""
         with self._lock:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+                _flock(self._file, fcntl.LOCK_EX)
                 try:
                     if os.fstat(self._file).st_size != self._tail.size:
                         with self._path.open("rb") as file:
@@ -216,7 +217,7 @@ class AuditLog(Audit):
                             self._append(REPAIRED, {"bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest()})
                     yield
                 finally:
-                    fcntl.flock(self._file, fcntl.LOCK_UN)
+                    _flock(self._file, fcntl.LOCK_UN)
             except OSError as error:
                 raise cannot_write(self._path, error) from error
 
@@ -351,6 +352,14 @@ def damaged(path: Path, what: str) -> AuditDamagedError:
         f"{path}: the audit log is not what was written: {what}. Keep {LOG} and {HEAD} for whoever looks into it; once "
         "they are moved out of the folder, a new log begins"
     )
+
+
+def _flock(descriptor: int, operation: int) -> None:
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:  # a file system without locks is no reason to keep no log
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def _rest(lines: Any, size: int) -> bytes:
