@@ -19,6 +19,7 @@ from benchmarks._pooled import ROOT, write_between
 from common.errors import WardroundError
 from common.inference.published import read_manifest
 from server.evaluation.result import LARGE_SITE_CASES
+from server.pseudonyms import pseudonyms
 from server.run_folder import RunFolder
 from server.versions import newest_version, published_versions
 
@@ -41,12 +42,16 @@ def main() -> None:
         if version is None:
             parser.error(f"{run.published}: no such version")
         manifest = read_manifest(version)
+        study = run.read_study()
+        names = {code: site for site, code in pseudonyms(run, study.name, study.cohort.sites).items()}
     except WardroundError as error:
         parser.error(str(error))
     with run.rounds.open(newline="") as file:
         rounds = list(csv.DictReader(file))
     seconds = float(json.loads(run.report.read_text())["seconds"])
-    text = "\n\n".join(["", _sentence(manifest, seconds), *_tables(manifest), _rounds(rounds), _variants(manifest), ""])
+    text = "\n\n".join(
+        ["", _sentence(manifest, seconds), *_tables(manifest, names), _rounds(rounds), _variants(manifest), ""]
+    )
     write_between(_PAGE, f"<!-- {options.study}: begin -->", f"<!-- {options.study}: end -->", text)
     write_rounds(_PAGE.parent / "results" / f"{options.study}-rounds.csv", rounds)
 
@@ -68,10 +73,10 @@ def _sentence(manifest: Mapping[str, Any], seconds: float) -> str:
     )
 
 
-def _tables(manifest: Mapping[str, Any]) -> list[str]:
-    """The holdout by site, and where there are objects their average precision."""
+def _tables(manifest: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """The holdout by site, named as its pseudonym says, and where there are objects their average precision."""
     found = next(variant for variant in manifest["variants"] if variant["name"] == "float32")["holdout"]
-    parts = {**found["site"], "all cases": found}
+    parts = {**{names.get(site, site): part for site, part in found["site"].items()}, "all cases": found}
     classes = list(found["class"])
     each = classes if len(classes) > 1 else []
     rows = [

@@ -28,6 +28,7 @@ from client.room import MakeRoom, no_room
 from client.tasks import KINDS, Tasks
 from client.work import Keeper, Worker
 from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError
+from common.security.audit import NO_AUDIT, Audit
 from common.security.certificates import Identity
 from common.version import VERSION
 from common.wire import federation_pb2 as pb
@@ -61,6 +62,7 @@ class Agent:
     folder : this site's own, for the broadcast and for the update that has no answer yet.
     report : called with a few words whenever what the agent does changes; from several threads.
     make_room : called where the disk is too full for a broadcast or an update, from several threads; see `MakeRoom`.
+    audit : where this site records what it does.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Agent:
         folder: Path,
         report: Any = lambda status: None,
         make_room: MakeRoom = no_room,
+        audit: Audit = NO_AUDIT,
     ) -> None:
         run = _run_of(identity)
         self._envelope = pb.Envelope(study=study, plan_digest=worker.digest, site=site)
@@ -94,7 +97,9 @@ class Agent:
             report=report,
             done=self._events.put,
             make_room=make_room,
+            audit=audit,
         )
+        self._audit = audit
         self._channel: Any = None
         self._silent_until = 0.0  # by time.monotonic(); until then a failed dial is no news
         self._welcomed = False
@@ -126,6 +131,14 @@ class Agent:
         RunFolderError : the site's work folder cannot be read or written any more.
         """
         self._report({"state": "connecting", "notice": ""})
+        self._audit.record(
+            "started",
+            study=self._envelope.study,
+            plan=self._envelope.plan_digest.hex(),
+            version=VERSION,
+            training_cases=self._worker.training_cases,
+            validation_cases=self._worker.validation_cases,
+        )
         pause = 0.2
         try:
             while not self._stopping.is_set():
@@ -151,6 +164,9 @@ class Agent:
             return ""
         finally:
             self._tasks.cancel(_CANCEL_SECONDS)
+            with contextlib.suppress(RunFolderError):  # what ends the site is the error to show
+                self._audit.record("stopped", progress_messages=self._tasks.progress_messages())
+                self._audit.sign_head()
 
     def _lost(self, words: str) -> None:
         if self._paused:
@@ -215,6 +231,7 @@ class Agent:
                 _log.info("%s", self._paused)
                 self._report({"notice": self._paused})
             elif isinstance(event.body, pb.Welcome):
+                self._audit.record("connected", coordinator=str(self._address))
                 _log.info("connected to %s (version %s)", self._address, event.body.version)
                 self._report({"notice": ""} if self._tasks.working else {"state": "connected", "notice": ""})
                 self._silent_until, self._welcomed, self._refusals, self._paused = 0.0, True, 0, ""

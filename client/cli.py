@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.audit_cli import add_audit_commands
 from client.command_line import CommandParser
 from client.data_cli import add_data_commands
 from client.model_cli import add_model_commands
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_data_commands(commands)
     add_model_commands(commands)
     add_predict_command(commands)
+    add_audit_commands(commands)
 
     status = commands.add_parser("status", help="what this site is doing")
     status.add_argument("--work", type=Path, required=True, help="the --work folder the site was started with")
@@ -80,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _start(options: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the agent says itself why it has no connection
     from common.learning.runtime import configure_tensorflow
+    from common.security.audit import AuditLog
     from common.security.certificates import load_identity
+    from common.security.signing import signer_in
     from common.wire.channel import parse_address
 
     study = load_study(options.study)
@@ -122,10 +126,14 @@ def _start(options: argparse.Namespace) -> int:
 
         plan = site_plan(study)
         workers = [site_worker(plan, dataset, work) for dataset, work in zip(datasets, works, strict=True)]
+        audits = [
+            AuditLog(work, f"site {site}", signer_in(folder), dataset.make_room)
+            for site, folder, work, dataset in zip(options.site, options.identity, works, datasets, strict=True)
+        ]
         agents = [
-            Agent(study.name, site, worker, address, identity, work, status, dataset.make_room)
-            for site, worker, identity, work, status, dataset in zip(
-                options.site, workers, identities, works, statuses, datasets, strict=True
+            Agent(study.name, site, worker, address, identity, work, status, dataset.make_room, audit)
+            for site, worker, identity, work, status, dataset, audit in zip(
+                options.site, workers, identities, works, statuses, datasets, audits, strict=True
             )
         ]
         return _run(agents, options.site, statuses)

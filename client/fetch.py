@@ -24,7 +24,7 @@ from common.errors import (
     WardroundError,
     WireError,
 )
-from common.inference.published import MANIFEST, is_plain_name
+from common.inference.published import MANIFEST, Verify, is_plain_name
 from common.inference.version_files import check_files
 from common.security.certificates import Identity
 from common.whole_folder import appearing_whole
@@ -54,18 +54,22 @@ class Fetched:
     was_here: bool
 
 
-def fetch(address: Address, identity: Identity, out: Path, *, study: str = "", version: str = "") -> Fetched:
+def fetch(
+    address: Address, identity: Identity, out: Path, *, study: str = "", version: str = "", verify: Verify
+) -> Fetched:
     """Bring a published version to the folder `out`/<version>.
 
     Parameters
     ----------
     study : refuse another one; "" takes what the coordinator serves.
     version : such as "v3"; "" for the newest.
+    verify : checks whose it is; nothing is kept where it raises.
 
     Raises
     ------
     NetworkError : the coordinator cannot be reached, or the line broke.
-    IdentityError : the coordinator refuses this site, or is not the one that this site's identity is for.
+    IdentityError : the coordinator refuses this site, or is not the one that this site's identity is for; or what it
+        sends is not signed by it.
     UsageError : the coordinator has another study, or no such version; or another version of that name is there.
     PublishError : nothing is published yet, or the version is damaged where it comes from.
     RunFolderError : the disk is full, or the folder cannot be written.
@@ -76,7 +80,7 @@ def fetch(address: Address, identity: Identity, out: Path, *, study: str = "", v
         stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call]
         for tried in range(1, _TRIES + 1):
             try:
-                return _receive(stub.Fetch(request), out, study, version)
+                return _receive(stub.Fetch(request), out, study, version, verify)
             except grpc.RpcError as error:
                 raise _failure(address, error) from error
             except WireError:
@@ -85,7 +89,7 @@ def fetch(address: Address, identity: Identity, out: Path, *, study: str = "", v
     raise AssertionError("unreachable")
 
 
-def _receive(stream: Any, out: Path, study: str, wanted: str) -> Fetched:
+def _receive(stream: Any, out: Path, study: str, wanted: str, verify: Verify) -> Fetched:
     messages = iter(stream)
     try:
         head = next(messages, None)
@@ -96,7 +100,7 @@ def _receive(stream: Any, out: Path, study: str, wanted: str) -> Fetched:
         folder = out / version.version
         size = sum(entry.blob.size for entry in version.files)
         if folder.exists():
-            _require_same(folder, version.files[0].blob.sha256)
+            _require_same(folder, version.files[0].blob.sha256, verify)
             _check_names(folder / MANIFEST, version)
             return Fetched(folder, version.study, version.version, size, was_here=True)
         _make_room(out, size)
@@ -107,6 +111,7 @@ def _receive(stream: Any, out: Path, study: str, wanted: str) -> Fetched:
                 rest = _write(partial / entry.name, entry.blob, rest, pieces)
             if rest or next(pieces, b""):
                 raise WireError(f"{version.version}: more arrived than was announced; it was not kept")
+            _check_signature(partial, folder, verify)
             check_files(partial)
             _check_names(partial / MANIFEST, version)
         return Fetched(folder, version.study, version.version, size, was_here=False)
@@ -126,7 +131,7 @@ def _check_head(version: pb.PublishedVersion, study: str, wanted: str) -> None:
         raise PublishError(f"the coordinator announces files that are no published version's ({names}); do not use it")
 
 
-def _require_same(folder: Path, digest: bytes) -> None:
+def _require_same(folder: Path, digest: bytes, verify: Verify) -> None:
     """What is there already is this very version, undamaged."""
     manifest = folder / MANIFEST
     try:
@@ -140,7 +145,16 @@ def _require_same(folder: Path, digest: bytes) -> None:
             f"{folder}: exists already and is of another study or run, or its manifest is damaged; give another --out, "
             f"or delete or move away {folder}, then fetch again"
         )
+    _check_signature(folder, folder, verify)
     check_files(folder, f"delete or move away {folder}, then fetch again")  # what is there is never written over
+
+
+def _check_signature(partial: Path, folder: Path, verify: Verify) -> None:
+    """The version that lies in `partial` and is to become `folder` is signed by whom it should be."""
+    try:
+        verify((partial / MANIFEST).read_bytes(), partial)
+    except IdentityError as error:
+        raise IdentityError(str(error).replace(str(partial), str(folder))) from error
 
 
 def _check_names(manifest: Path, version: pb.PublishedVersion) -> None:

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.trust import Trust, add_trust_options
+from common.errors import IdentityError
 from common.wording import counted, printable
 
 if TYPE_CHECKING:
     from client.datasets import SiteDataset
+    from common.security.signing import Signer
     from common.study import Study
 
 _CACHE_BYTES = 20 * 10**9
@@ -27,7 +30,7 @@ def add_model_commands(commands: Any) -> None:
         "fetch",
         help="bring a published model from the coordinator",
         description="Brings a published version from the coordinator to this site, whole or not at all, every file "
-        "checked against its manifest.",
+        "checked against its manifest, which the study's coordinator must have signed.",
     )
     fetch.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="where to dial")
     fetch.add_argument(
@@ -38,6 +41,8 @@ def add_model_commands(commands: Any) -> None:
     )
     fetch.add_argument("--version", default="", metavar="V", help="such as v3 (default: the newest)")
     fetch.add_argument("--out", type=Path, required=True, metavar="DIR", help="the version becomes a folder in here")
+    fetch.add_argument("--work", type=Path, metavar="DIR", help="this site's own files, whose audit log records it")
+    add_trust_options(fetch, has_identity=True)
     fetch.add_argument("--json", action="store_true", help="print JSON")
     fetch.set_defaults(handler=_fetch)
 
@@ -61,6 +66,10 @@ def add_model_commands(commands: Any) -> None:
     personalize.add_argument(
         "--rate", type=_share, default=0.1, metavar="R", help="times the study's learning rate (default: %(default)s)"
     )
+    personalize.add_argument(
+        "--identity", type=Path, metavar="DIR", help="folder with this site's certificate, whose key signs the result"
+    )
+    add_trust_options(personalize, has_identity=True)
     personalize.add_argument("--json", action="store_true", help="print JSON")
     personalize.set_defaults(handler=_personalize)
 
@@ -101,11 +110,22 @@ def _ended_in_order() -> Iterator[None]:
 
 def _fetch(options: argparse.Namespace) -> int:
     from client.fetch import fetch  # gRPC takes a while to load
+    from common.security.audit import NO_AUDIT, AuditLog
     from common.security.certificates import load_identity
+    from common.security.signing import signer_in
     from common.wire.channel import parse_address
 
     address, identity = parse_address(options.coordinator), load_identity(options.identity)
-    found = fetch(address, identity, options.out, study=options.study, version=options.version)
+    trust = Trust.of(options, options.identity)
+    audit = NO_AUDIT
+    if options.work is not None:
+        audit = AuditLog(options.work, f"site {identity.name}", signer_in(options.identity))
+    audit.record("model-asked-for", study=options.study, version=options.version, coordinator=str(address))
+    found = fetch(address, identity, options.out, study=options.study, version=options.version, verify=trust)
+    if not found.was_here:
+        audit.record("model-fetched", study=found.study, version=found.version, bytes=found.size)
+    audit.close()
+    trust.warn()
     if options.json:
         result = {
             "folder": str(found.folder),
@@ -113,6 +133,7 @@ def _fetch(options: argparse.Namespace) -> int:
             "version": found.version,
             "bytes": found.size,
             "was_here": found.was_here,
+            **trust.report(),
         }
         print(json.dumps(result))
     elif found.was_here:
@@ -120,6 +141,19 @@ def _fetch(options: argparse.Namespace) -> int:
     else:
         print(f"{printable(found.study)} {found.version}, {found.size / 1e6:.1f} MB: {found.folder}")
     return 0
+
+
+def _own_signer(identity: Path | None) -> Signer | None:
+    """Who signs a personal model; None where the site's identity is not given, or has no key that signs."""
+    from common.security.signing import signer_in
+
+    signer = signer_in(identity) if identity is not None else None
+    if signer is not None and signer.role != "site":
+        raise IdentityError(
+            f"{identity}: the identity is of {signer.role} {signer.name!r}, and a personal model is signed by its "
+            "site; give the folder of this site's identity"
+        )
+    return signer
 
 
 def _personalize(options: argparse.Namespace) -> int:
@@ -133,7 +167,10 @@ def _personalize(options: argparse.Namespace) -> int:
 
     # Whatever is wrong with the folders, the model and the images is told before TensorFlow is loaded.
     refuse_existing(options.out)
-    published = open_weights(options.model).study
+    trust = Trust.of(options, options.identity)
+    published = open_weights(options.model, trust).study
+    trust.warn()
+    signer = _own_signer(options.identity)
     # Prepared images are those of patients: they go however this ends.
     with _ended_in_order(), tempfile.TemporaryDirectory(prefix="wardround-") as work:
         study = tuning_study(published, options.epochs, options.rate)
@@ -149,11 +186,13 @@ def _personalize(options: argparse.Namespace) -> int:
             opened.append(SiteDataset(study, "personal", cases, CaseCache(Path(work) / "cache", _CACHE_BYTES)))
             return opened[-1]
 
-        result = personalize(options.model, open_cases, epochs=options.epochs, rate=options.rate, progress=progress)
+        result = personalize(
+            options.model, open_cases, epochs=options.epochs, rate=options.rate, progress=progress, verify=trust
+        )
         if result.gained:
             from client.personal_version import write_personal
 
-            write_personal(result, options.model, options.out, opened[-1], progress)
+            write_personal(result, options.model, options.out, opened[-1], progress, signer, verify=trust)
     report = report_of(result, options.out if result.gained else None)
     if options.json:
         print(json.dumps(report))
@@ -166,6 +205,8 @@ def _personalize(options: argparse.Namespace) -> int:
         print(f"  {name}: {result.before[name]:.4f} before, {result.after[name]:.4f} after")
     if result.gained:
         print(f"The personal model lies in {options.out}")
+        if signer is None:
+            print("It is not signed, as no --identity was given that can: `predict` takes it with --allow-unsigned")
     else:
         print("It did not gain, so it was not kept: go on with the published model")
     return 0

@@ -17,10 +17,12 @@ from common.export.forward import predictor
 from common.export.papers import write_beside, write_manifest
 from common.inference.golden import Golden, load_golden
 from common.inference.lite import LiteModel
-from common.inference.published import read_manifest, sha256_of
+from common.inference.published import Verify, read_manifest, sha256_of
+from common.inference.signature import PERSONAL
 from common.inference.version_files import origin_of
 from common.models import build_network
 from common.models.network import Network
+from common.security.signing import Signer
 from common.version import VERSION
 from common.whole_folder import appearing_whole
 
@@ -29,9 +31,17 @@ _RUNS = 5
 
 
 def write_personal(
-    result: Personalized, model: Path, out: Path, dataset: SiteDataset, progress: Progress = lambda _: None
+    result: Personalized,
+    model: Path,
+    out: Path,
+    dataset: SiteDataset,
+    progress: Progress = lambda _: None,
+    signer: Signer | None = None,
+    verify: Verify | None = None,
 ) -> None:
     """Convert, check, and measure the personal weights on the site's validation cases; write it all to `out`.
+
+    `signer` signs it for the site, where it has a key; `verify` checks once more whose the published version is.
 
     Raises
     ------
@@ -41,7 +51,7 @@ def write_personal(
     study = result.base.study
     network = build_network(study)
     tile = load_golden(model).tile
-    base = read_manifest(model)
+    base = read_manifest(model, verify)
     with appearing_whole(out, RunFolderError) as partial:
         for name in VARIANTS:
             progress(f"converting to {name}")
@@ -62,14 +72,14 @@ def write_personal(
             "version": f"{result.base.version}-personal",
             "model": {**base["model"], "works_alone": True},
             "details": {"personalized_from": origin_of(result.base)},
-            "personal": {key: value for key, value in report_of(result, out).items() if key != "folder"},
+            PERSONAL: {key: value for key, value in report_of(result, out).items() if key != "folder"},
             "variants": entries,
             "holdout": None,
             "explanation": None,  # the base's explains the base
             "calibration_images": 0,
             **papers,
         }
-        write_manifest(partial, manifest)
+        write_manifest(partial, manifest, signer)
 
 
 def _check(result: Personalized, network: Network, golden: Golden) -> None:

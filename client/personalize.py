@@ -24,6 +24,7 @@ from common.export.forward import ForwardPass
 from common.imaging.patches import IGNORED
 from common.imaging.sliding_window import Predict
 from common.inference.lite import class_indices
+from common.inference.published import Verify
 from common.inference.version_files import PublishedWeights, open_weights
 from common.metrics.overlap import OverlapCounts, count_overlap
 from common.study import Study
@@ -82,6 +83,7 @@ def personalize(
     epochs: int = EPOCHS,
     rate: float = RATE,
     progress: Progress = lambda _: None,
+    verify: Verify | None = None,
 ) -> Personalized:
     """Fine-tune a published version on a site's training cases and measure both on its validation cases.
 
@@ -91,6 +93,7 @@ def personalize(
     Parameters
     ----------
     model : the version's folder.
+    verify : checks the signature, see `common.inference.published.Verify`.
     open_cases : gives the site's cases for a study: that of the version, with `epochs` rounds.
 
     Raises
@@ -100,7 +103,7 @@ def personalize(
     """
     from common.models import build_network
 
-    base = open_weights(model)
+    base = open_weights(model, verify)
     study = tuning_study(base.study, epochs, rate)
     dataset = open_cases(study)
     if not dataset.training_cases or not dataset.validation_cases:

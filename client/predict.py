@@ -23,6 +23,7 @@ from client.predict_outputs import (
     write_results,
 )
 from client.predict_table import MEASUREMENTS, merge_measurements, read_table
+from client.trust import Trust
 from common.errors import DataError, UsageError, WardroundError
 from common.imaging.case import Case
 from common.imaging.layouts.options import Layout
@@ -81,18 +82,23 @@ def run(options: argparse.Namespace) -> int:
     ------
     UsageError : options do not fit the model, the inputs or each other, results exist already, or the folder for them
         cannot be made or written to.
+    IdentityError : the model is not signed, or not by whom it should be.
     PublishError : the model is damaged or does not run, or a delegate does not compute what was published.
     DataError : an input failed, after all others were segmented.
     """
     layout = Layout(_channel_map(options.channel_map), level=options.level)
-    published = open_published(options.model, options.variant)
+    trust = Trust.of(options)
+    published = open_published(options.model, options.variant, trust)
+    trust.warn()
     _refuse_misfits(options, published)
     codes = parse_codes(options.code, published.study.task.foreground)
     if not published.recommended:
         print(f"note: {published.variant} is not recommended by its publisher: {published.note}", file=sys.stderr)
     explaining = open_explanation(published, _threads(options)) if options.explain else None
     with results_folder(options.out):
-        return _predict(options, published, explaining, codes, find_inputs(options.inputs, published.study, layout))
+        return _predict(
+            options, published, explaining, codes, trust, find_inputs(options.inputs, published.study, layout)
+        )
 
 
 def _predict(
@@ -100,6 +106,7 @@ def _predict(
     published: PublishedModel,
     explaining: LiteModel | None,
     codes: dict[str, SegmentCodes],
+    trust: Trust,
     inputs: Inputs,
 ) -> int:
     study, table = published.study, options.out / MEASUREMENTS
@@ -137,7 +144,7 @@ def _predict(
             merge_measurements(table, measured, _name_of(published), report.begun)
         except (DataError, UsageError) as error:  # once what was written is told
             failure = error
-    _print(report, published, table if report.written and failure is None else None)
+    _print(report, published, trust, table if report.written and failure is None else None)
     if failure is not None:
         raise failure
     if report.failed:
@@ -252,7 +259,7 @@ def _channel_map(given: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def _print(report: _Report, published: PublishedModel, table: Path | None) -> None:
+def _print(report: _Report, published: PublishedModel, trust: Trust, table: Path | None) -> None:
     if report.quiet:
         result = {
             "model": {
@@ -260,6 +267,7 @@ def _print(report: _Report, published: PublishedModel, table: Path | None) -> No
                 "version": published.version,
                 "variant": published.variant,
                 "sha256": published.sha256,
+                **trust.report(),
             },
             "written": [
                 {"input": one.name, "files": one.files, "measurements": [each.row() for each in one.measured]}

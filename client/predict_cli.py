@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from client.trust import add_trust_options
+
 _EPILOG = """\
 files in OUT, of an input called NAME:
   NAME_seg.tif | .ome.tif | .nii | .nii.gz | .dcm   the classes, in the input's format (DICOM-SEG for DICOM)
@@ -38,6 +40,7 @@ def add_predict_command(commands: Any) -> None:
         help="image files, folders of images or of DICOM series, or MODALITY=PATH for each image of one case",
     )
     predict.add_argument("--out", type=Path, required=True, metavar="OUT", help="the folder that results go to")
+    add_trust_options(predict, has_identity=False)
     predict.add_argument("--variant", metavar="NAME", help="of the model (default: the fastest recommended one)")
     predict.add_argument("--force", action="store_true", help="replace results that exist")
     predict.add_argument("--overlay", action="store_true", help="write pictures of the outlines")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -19,12 +20,19 @@ from client.room import MakeRoom, no_room
 from client.transfer import BroadcastStore, join_scalars, upload, was_taken
 from client.work import Keeper, Worker
 from common.errors import DataError, RunFolderError, WireError
+from common.security.audit import NO_AUDIT, Audit
 from common.wire import federation_pb2 as pb
 from common.wire.partial import disk_hit
+from common.wire.tensors import read_tensors
 
 _log = logging.getLogger("wardround.site")
 KINDS = {pb.TRAIN: "train", pb.EVALUATE: "evaluate"}
 _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
+CONTENTS = {
+    "train": "change of the model's weights, sum of the training loss, numbers of batches and patches",
+    "evaluate": "Dice of each class over all validation cases, and which classes occurred",
+}
+"""What an update consists of, in words (docs/what-leaves.md has every tensor)."""
 _STAGES = {"train": "training", "evaluate": "evaluation"}
 _PROGRESS_SECONDS = 0.5
 _SETTLE_SECONDS = 10.0
@@ -44,6 +52,7 @@ class Tasks:
     report : see `Agent`.
     done : called, in another thread, with a job that has ended; its `worked` is due then.
     make_room : called where the disk is full.
+    audit : where it is recorded what comes and what goes, before it goes.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class Tasks:
         report: Callable[[dict[str, Any]], None],
         done: Callable[[Job], None],
         make_room: MakeRoom = no_room,
+        audit: Audit = NO_AUDIT,
     ) -> None:
         self._envelope = envelope
         self._worker = worker
@@ -71,6 +81,8 @@ class Tasks:
         self._task: pb.Task | None = None  # what the coordinator waits for on this line
         self._job: Job | None = None
         self._progress_due = 0.0
+        self._audit = audit
+        self._progress_messages = 0  # since they were last recorded
 
     @property
     def working(self) -> bool:
@@ -99,6 +111,7 @@ class Tasks:
             return
         self._end_job()
         try:
+            self._audit.record("task-received", **_named(task.name), broadcast=task.broadcast.sha256.hex())
             pending = self._outbox.pending()
             if pending is not None and pending.key == key and self._fits(pending):
                 _log.info("round %d (%s): its update is here already, and is sent", key.number, key.kind)
@@ -175,6 +188,12 @@ class Tasks:
         self._report({"notice": ""})
         self._say_stage(task, "download")
         tensors = _again_if_damaged(lambda: self._broadcasts.fetch(self._stub, self._envelope, task, step))
+        self._audit.record(
+            "broadcast-received",
+            **_named(task.name),
+            bytes=self._broadcasts.received,
+            sha256=task.broadcast.sha256.hex(),
+        )
         broadcast = join_scalars(tensors, task.scalars, self._worker.expected(key.kind))
         self._say_stage(task, _STAGES[key.kind])
         self._progress_due = 0.0
@@ -202,6 +221,9 @@ class Tasks:
             if keeper is not None:
                 keeper.sending(key.number)
 
+        def asked(position: int) -> None:
+            self._audit.record("update-sent", **_sent(pending, task.name, position))
+
         def ends() -> None:
             if keeper is not None:
                 keeper.sent(key.number)
@@ -209,12 +231,13 @@ class Tasks:
         self._say_stage(task, "upload")
         try:
             receipt = _again_if_damaged(
-                lambda: upload(self._stub, header, pending.path, begins=begins, ends=ends, step=step)
+                lambda: upload(self._stub, header, pending.path, begins=begins, asked=asked, ends=ends, step=step)
             )
         except WireError:
             self._answered(pending, accepted=False)
             raise
         disk_hit("site.receipt", pending.path)
+        self._record_answer(pending, task.name, receipt.accepted)
         self._answered(pending, accepted=receipt.accepted)
         if receipt.accepted:
             _log.info("round %d (%s): sent after %.1f s of work", key.number, key.kind, pending.work)
@@ -222,6 +245,21 @@ class Tasks:
         else:
             _log.warning("round %d (%s): not taken: %s", key.number, key.kind, receipt.reason)
             self._report({"state": "waiting", "notice": f"round {key.number}: not taken: {receipt.reason}"})
+
+    def _record_answer(self, pending: PendingUpdate, name: pb.TaskName, accepted: bool) -> None:
+        self._audit.record(
+            "update-answered",
+            **_named(name),
+            accepted=accepted,
+            sha256=pending.sha256.hex(),
+            progress_messages=self.progress_messages(),
+        )
+        self._audit.sign_head()
+
+    def progress_messages(self) -> int:
+        """How many messages about progress were sent since this was last asked."""
+        count, self._progress_messages = self._progress_messages, 0
+        return count
 
     def _settle(self, seconds: float | None) -> None:
         """Ends the wait of an update that nobody asks for any more: was it taken, before the line broke?"""
@@ -231,6 +269,7 @@ class Tasks:
         accepted = False
         if self._keeper is not None and pending.key.kind == "train" and self._fits(pending):
             name = pb.TaskName(kind=_KIND_NUMBERS[pending.key.kind], round=pending.key.number, attempt=1)
+            self._audit.record("update-asked-after", **_named(name), sha256=pending.sha256.hex())
             accepted = was_taken(self._stub, self._header(pending, name), seconds)
             _log.info("round %d: its update was %s", pending.key.number, "taken" if accepted else "not taken")
         self._answered(pending, accepted=accepted)
@@ -279,12 +318,34 @@ class Tasks:
     def _say_stage(self, task: pb.Task, stage: str, batch: int = 0, batches: int = 0) -> None:
         control = self._control
         if control is not None:
+            self._progress_messages += 1
             control.say(progress=pb.Progress(task=task.name, stage=stage, batch=batch, batches=batches))
         self._report({"state": stage, "round": task.name.round, "batch": batch, "batches": batches})
 
     def _fail(self, task: pb.Task, reason: str) -> None:
         if self._control is not None:
+            with contextlib.suppress(RunFolderError):  # it may be the very failure
+                self._audit.record("failure-sent", **_named(task.name), reason=reason)
             self._control.say(failure=pb.Failure(task=task.name, reason=reason))
+
+
+def _named(name: pb.TaskName) -> dict[str, Any]:
+    """A task as it is recorded."""
+    return {"kind": KINDS[name.kind], "round": name.round, "attempt": name.attempt}
+
+
+def _sent(pending: PendingUpdate, name: pb.TaskName, position: int) -> dict[str, Any]:
+    """What is about to leave, as it is recorded."""
+    return {
+        **_named(name),
+        "bytes": pending.size - position,
+        "of_bytes": pending.size,
+        "sha256": pending.sha256.hex(),
+        "broadcast": pending.key.broadcast,
+        "contents": CONTENTS[pending.key.kind],
+        "tensors": len(read_tensors(pending.path)),
+        "cases": pending.cases,
+    }
 
 
 def _again_if_damaged(transfer: Callable[[], _T]) -> _T:

@@ -42,6 +42,7 @@ class BroadcastStore:
     Attributes
     ----------
     seconds : how long the last `fetch` took.
+    received : how many bytes came in it.
     """
 
     def __init__(self, folder: Path, make_room: MakeRoom = no_room) -> None:
@@ -50,6 +51,7 @@ class BroadcastStore:
         self._digest = b""
         self._tensors: list[Array] = []
         self.seconds = 0.0
+        self.received = 0
 
     def fetch(self, stub: Any, envelope: pb.Envelope, task: pb.Task, step: _Step = _nothing) -> list[Array]:
         """The tensors of the task's broadcast, scalars not among them: views of the file.
@@ -64,6 +66,7 @@ class BroadcastStore:
         grpc.RpcError : the connection broke, or the round is over.
         """
         started = time.monotonic()
+        self.received = 0
         if task.broadcast.sha256 != self._digest:
             self._digest, self._tensors = b"", []
             self._tensors = self._stored(task.broadcast)
@@ -110,6 +113,7 @@ class BroadcastStore:
                         step()
                         before = blob.position
                         blob.write(chunk.data)
+                        self.received += len(chunk.data)
                         if before <= half < blob.position:
                             disk_hit("site.broadcast_partial", partial)
                 finally:
@@ -151,6 +155,7 @@ def upload(
     path: Path,
     *,
     begins: _Step = _nothing,
+    asked: Callable[[int], None] = lambda position: None,
     ends: _Step = _nothing,
     step: _Step = _nothing,
 ) -> pb.UploadReceipt:
@@ -162,8 +167,9 @@ def upload(
     header : says which update it is.
     path : the update's blob.
     begins : called when the coordinator asks for bytes: it does not hold the update.
+    asked : called after it, with the position of the first byte that is asked for, before any goes out.
     ends : called before the last bytes go out: from here on it may hold it.
-    step : called before each piece. An exception of any of the three ends the upload and is raised.
+    step : called before each piece. An exception of any of the four ends the upload and is raised.
 
     Raises
     ------
@@ -191,7 +197,7 @@ def upload(
 
     call = stub.Upload(messages())
     try:
-        receipt = _receipt(call, header, positions, begins)
+        receipt = _receipt(call, header, positions, begins, asked)
     finally:
         positions.put(None)
         call.cancel()
@@ -228,7 +234,11 @@ def was_taken(stub: Any, header: pb.UploadHeader, seconds: float | None = None) 
 
 
 def _receipt(
-    replies: Any, header: pb.UploadHeader, positions: queue.SimpleQueue[int | None], begins: _Step
+    replies: Any,
+    header: pb.UploadHeader,
+    positions: queue.SimpleQueue[int | None],
+    begins: _Step,
+    asked: Callable[[int], None],
 ) -> pb.UploadReceipt:
     for reply in replies:
         if reply.WhichOneof("body") == "receipt":
@@ -237,6 +247,7 @@ def _receipt(
         if reply.position >= header.blob.size:
             raise WireError(f"update: of its {header.blob.size} bytes the coordinator asked for byte {reply.position}")
         begins()
+        asked(reply.position)
         positions.put(reply.position)
     raise WireError("update: the coordinator ended the upload without a receipt")
 

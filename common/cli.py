@@ -27,7 +27,7 @@ EXIT_CODES: Final[Mapping[int, str]] = MappingProxyType(
         3: "Images or labels are missing, unreadable, or do not fit each other or the study.",
         4: "The coordinator's port is in use, an address is malformed or not in the coordinator's certificate, or "
         "something else answers there.",
-        5: "A certificate or key is missing, unreadable or expired, or speaks for somebody else.",
+        5: "A certificate, key or signature is missing, unreadable or expired, or somebody else's.",
         6: "Coordinator and site hold different plans: another study file, or another version.",
         7: "A run or work folder is missing, in use, of another study, or cannot be read or written.",
         8: "A message or a stored file is torn or damaged.",

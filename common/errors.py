@@ -39,7 +39,7 @@ class NetworkError(WardroundError):
 
 
 class IdentityError(WardroundError):
-    """A certificate or key is missing, unreadable or expired, or speaks for somebody else."""
+    """A certificate, key or signature is missing, unreadable or expired, or somebody else's."""
 
     exit_code = 5
 

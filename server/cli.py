@@ -19,7 +19,9 @@ from common.cli import exit_codes_epilog, run_command
 from common.errors import DataError, RunFolderError, TrainingError, UsageError
 from common.study import HOLDOUT, load_study
 from common.version import VERSION
+from server.audit_command import add_audit_command
 from server.run_folder import RunFolder, plainly
+from server.verify_command import add_verify_command
 
 _POLL_SECONDS = 0.25
 _NOT_YET = "Nothing of this was done yet; the same command without --dry-run does it."
@@ -149,9 +151,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(publish)
     _add_holdout(publish)
     _add_old_holdout(publish)
+    publish.add_argument(
+        "--identity", type=Path, metavar="DIR", help="the coordinator's, which signs (default: that in the run)"
+    )
     publish.add_argument("--round", type=_round, metavar="N", help="the model after round N (default: the best)")
     publish.add_argument("--explain", action="store_true", help="with the file for `predict --explain`")
     publish.add_argument("--json", action="store_true", help="print the result as JSON")
+
+    add_verify_command(commands)
+    add_audit_command(commands)
     return parser
 
 
@@ -387,7 +395,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.csv is not None and not arguments.csv.absolute().parent.is_dir():
         raise UsageError(f"{arguments.csv}: its folder does not exist; make it, or give another --csv")
     model = open_published(version, arguments.variant or ("float32" if version.is_dir() else None))
-    result = evaluate_published(model, holdout)
+    result = evaluate_published(model, holdout, run.read_study().cohort.sites if run is not None else None)
     if arguments.csv is not None:
         _write_csv(arguments.csv, result.rows())
     scalars = result.scalars()
@@ -443,7 +451,10 @@ def _publish(arguments: argparse.Namespace) -> int:
     from server import results
 
     old_holdout = None if arguments.old_holdout is None else _existing(arguments.old_holdout, "--old-holdout")
-    result: Mapping[str, Any] = results.publish(run, holdout, arguments.round, old_holdout, explain=arguments.explain)
+    identity = arguments.identity or run.identity / "coordinator"
+    result: Mapping[str, Any] = results.publish(
+        run, holdout, arguments.round, old_holdout, identity=identity, explain=arguments.explain
+    )
     if arguments.json:
         _print_json(result)
         return 0

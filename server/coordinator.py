@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import gc
+import hashlib
 import logging
 import os
 import signal
@@ -19,7 +20,9 @@ from common.cli import STOPPED
 from common.errors import RunFolderError, UsageError, WardroundError
 from common.export.figures import json_ready
 from common.learning.runtime import configure_tensorflow, keep_little_memory, release_memory
+from common.security.audit import Audit, AuditLog
 from common.security.certificates import load_identity
+from common.security.signing import Signer
 from common.study import Study
 from common.version import VERSION
 from common.wire.channel import parse_address
@@ -28,8 +31,8 @@ from common.wire.tensors import Array
 from server.journal import Journal, read_history
 from server.kept import check_kept, kept
 from server.replay import RunHistory
-from server.results import Evaluated, open_holdout, publish_study
-from server.run_folder import RunFolder, storing
+from server.results import Evaluated, coordinators_signer, open_holdout, publish_study
+from server.run_folder import COORDINATOR, RunFolder, storing
 from server.serving import bind, serve
 from server.status import last_round
 from server.tables import RoundTable, SiteLedger, Table
@@ -108,7 +111,7 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
     assert main is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main.cancel)
-    server = journal = None
+    server = journal = audit = None
     try:
         address = parse_address(setup.listen)
         server, port = bind(address, load_identity(setup.identity))
@@ -116,14 +119,19 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         status.write()
         _log.info("listening on %s port %d", address.host, port)
         journal = Journal(run.journal)
+        signer = coordinators_signer(setup.identity)  # before the rounds, which end in what is signed
+        audit = AuditLog(run.path, COORDINATOR, signer)
+        audit.record("coordinator-started", version=VERSION)
         journal.note("started", version=VERSION)
-        return await _coordinate(study, run, server, journal, status, setup)
+        return await _coordinate(study, run, server, journal, status, setup, signer, audit)
     except asyncio.CancelledError:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, os._exit, STOPPED)  # whoever asks twice does not want to wait
         status.set(state="stopped", notice=_STOPPED_NOTICE)
         _log.info("%s", _STOPPED_NOTICE)
         with contextlib.suppress(WardroundError):  # it is stopped, whatever the disk says
+            if audit is not None:
+                audit.record("coordinator-stopped")
             if journal is not None:
                 journal.note("stopped")
         await _tell_sites(server, status, "its operator stopped it")
@@ -146,6 +154,8 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         await _tell_sites(server, status, "it failed, and its operator has to act first")
         if journal is not None:
             journal.close()
+        if audit is not None:
+            audit.close()
         with contextlib.suppress(RunFolderError):  # the error that ends the run is the one to show
             status.write()
 
@@ -169,7 +179,16 @@ async def _tell_sites(server: Any, status: Any, reason: str) -> None:
                 await asyncio.sleep(0.1)  # calls that were cut off end by themselves, or gRPC prints how they are ended
 
 
-async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journal, status: Any, setup: Setup) -> int:
+async def _coordinate(
+    study: Study,
+    run: RunFolder,
+    server: Any,
+    journal: Journal,
+    status: Any,
+    setup: Setup,
+    signer: Signer,
+    audit: Audit,
+) -> int:
     started = time.monotonic()
     history = journal.history()
     certain = {number: digest for number, digest in history.models.items() if number <= history.saved}
@@ -194,6 +213,14 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journa
     plan, start = await asyncio.to_thread(load)
     _log.info("plan %s compiled in %.1f s", plan.digest.hex()[:16], time.monotonic() - started)
 
+    audit.record(
+        "study-gone-on" if history.rounds else "study-started",
+        study=study.name,
+        study_sha256=hashlib.sha256(study.to_yaml().encode()).hexdigest(),
+        plan=plan.digest.hex(),
+    )
+    journal.note("plan", digest=plan.digest.hex())
+
     import tensorflow_federated as tff
 
     from server.data_source import SiteDataSource
@@ -203,7 +230,7 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journa
     from server.state import FileStateManager, ModelReleaseManager
 
     ledger = SiteLedger(run.sites)
-    federation = Federation(plan, run.updates, journal, changed=status.changed, round_closed=ledger.record)
+    federation = Federation(plan, run.updates, journal, changed=status.changed, round_closed=ledger.record, audit=audit)
     status.federation = federation
     await answer(server, federation, run.published)
     status.set(state="waiting for sites")
@@ -247,9 +274,12 @@ async def _coordinate(study: Study, run: RunFolder, server: Any, journal: Journa
     federation.finish(f"study {study.name} is complete after {outcome.rounds} rounds")
     await federation.drained()
     status.set(state="publishing")
+    best = outcome.best_round, outcome.best_score
     report = await asyncio.to_thread(
-        publish_study, study, run, outcome.best_round, outcome.best_score, evaluated, old, start, started
+        publish_study, study, run, *best, evaluated, old, start, started, signer=signer, audit=audit
     )
+    audit.record("study-ended", rounds=outcome.rounds, version=report["publication"]["version"])
+    audit.sign_head()
     journal.note("published", version=report["publication"]["version"])
     with storing(run.pending):
         run.pending.unlink(missing_ok=True)

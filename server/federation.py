@@ -20,6 +20,7 @@ from common.errors import RunFolderError, TrainingError, WardroundError, WireErr
 from common.learning.graph import Graph, flatten, leaf_types, to_numpy, unflatten
 from common.learning.plan import NO_GRAPPLER, RoundPlan, StudyPlan
 from common.learning.runtime import release_memory
+from common.security.audit import NO_AUDIT, Audit
 from common.study import Study
 from common.wire.partial import disk_hit
 from common.wire.tensors import Stored, TensorFile, read_tensors
@@ -50,6 +51,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
     journal : where decisions are recorded before they take effect, and what this run goes on from.
     changed : called when anything that status shows has changed.
     round_closed : called, in a thread, with each call once it is closed.
+    audit : where events are recorded before they take effect, each before the journal has it.
 
     Attributes
     ----------
@@ -65,6 +67,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         *,
         changed: Callable[[], None] = lambda: None,
         round_closed: Callable[[Call], None] = lambda call: None,
+        audit: Audit = NO_AUDIT,
     ) -> None:
         self.plan = plan
         self.study: Study = plan.study
@@ -88,6 +91,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self._journal = journal
         self._changed = changed
         self._round_closed = round_closed
+        self._audit = audit
         self._graphs: dict[int, Graph] = {}
         self._computations: list[tff.Computation] = []  # keeps ids alive
         self._calls: dict[int, tuple[Kind, RoundPlan]] = {id(plan.train.process.next): (Kind.TRAIN, plan.train)}
@@ -133,6 +137,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         known = self.history.find(kind.value, number, broadcast.digest.hex())
         if known is not None:
             await asyncio.to_thread(self._restore, call, known)
+        self.record("round-opened", call, sites=sites, broadcast=broadcast.digest.hex(), bytes=broadcast.size)
         self._journal.opened(kind.value, number, sites, broadcast.digest)
         disk_hit("round.opened", self._updates)
         self.call = call
@@ -221,6 +226,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                     f"answered before the deadline; attempt {call.round.attempt} waits for "
                     + ", ".join(self._excuse(call.round, site) for site in call.round.missing)
                 )
+                self.record("round-retried", call, missing=call.round.missing)
                 self._journal.retried(call.round.kind.value, call.round.number, call.round.attempt, call.round.missing)
                 for site in call.round.missing:
                     if call.round.answers[site].stage is Stage.WAITING:  # others are still at it
@@ -234,7 +240,9 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             )
         disk_hit("round.closing", self._updates)
         if call.round.fixed is None:
+            self.record("round-closed", call, cohort=call.round.included)
             self._journal.closed(call.round.kind.value, call.round.number, call.round.attempt, call.round.included)
+        self._audit.sign_head()
         disk_hit("round.closed", self._updates)
         call.announce()
 
@@ -279,6 +287,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
 
     def connect(self, connection: Connection) -> None:
         """A site's stream opened; a stream it had before is taken over."""
+        self.record("site-connected", site=connection.site)
         previous = self.connections.get(connection.site)
         if previous is not None:
             previous.outbox.put_nowait(TAKEN_OVER)
@@ -295,6 +304,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
     def reject(self, site: str, reason: str) -> None:
         """A site was sent away, for it came with another study or version; where it attends too, that is the site."""
         if site not in self.connections and self.rejected.get(site) != reason:
+            self.record("site-refused", site=site)  # what it said of itself may be anything
             self.rejected[site] = reason
             self._changed()
 
@@ -307,12 +317,15 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                 self.call.round.disconnected(connection.site)
                 self.call.announce()
             self._changed()
+            with contextlib.suppress(RunFolderError):  # the round has ended with it
+                self.record("site-left", site=connection.site)
 
     def give_task(self, site: str) -> None:
         """Sends the round's task to the site if it is there and has not answered."""
         connection, call = self.connections.get(site), self.call
         if connection is None or call is None or not call.round.wants(site) or call.round.answers[site].refused:
             return
+        self.record("task-handed-out", call, site=site, broadcast=call.broadcast.digest.hex())
         call.round.connected(site)
         connection.progressed = time.monotonic()
         connection.outbox.put_nowait(call)
@@ -368,6 +381,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         round_ = call.round
         figures = {"download": download, "work": work, "upload": upload}
         try:
+            self.record("update-received", call, site=site, bytes=stored.size, sha256=stored.digest.hex(), cases=cases)
             self._journal.received(
                 round_.kind.value, round_.number, round_.attempt, site, stored, cases=cases, **figures
             )
@@ -398,6 +412,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         _log.warning("the update of %s in round %d is refused: %s", site, round_.number, reason)
         if self._is_news(site, round_.kind, round_.number, f"{round_.attempt} {digest.hex()}"):
             try:
+                self.record("update-refused", call, site=site, reason=reason, sha256=digest.hex())
                 self._journal.refused(round_.kind.value, round_.number, round_.attempt, site, reason, digest)
             except RunFolderError as error:
                 self.fail(error)
@@ -411,7 +426,9 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         if not self._is_news(site, kind, number, f"late {digest.hex()}"):
             return
         _log.info("the update of %s for round %d is refused: %s", site, number, reason)
+        about: dict[str, Any] = {"kind": kind.value, "round": number, "attempt": attempt, "sha256": digest.hex()}
         try:
+            self.record("update-refused", site=site, reason=reason, **about)
             self._journal.late(kind.value, number, attempt, site, reason, digest)
         except RunFolderError as error:
             self.fail(error)
@@ -426,6 +443,21 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             return False
         known.add((kind, number, what))
         return True
+
+    def record(self, event: str, call: Call | None = None, **details: Any) -> None:
+        """Records what is about to happen, in a round or outside any.
+
+        Raises
+        ------
+        RunFolderError : it cannot be written; the coordinator ends.
+        """
+        if call is not None:
+            details |= {"kind": call.round.kind.value, "round": call.round.number, "attempt": call.round.attempt}
+        try:
+            self._audit.record(event, **details)
+        except RunFolderError as error:
+            self.fail(error)
+            raise
 
     def fail(self, error: WardroundError) -> None:
         """The coordinator cannot go on, as its disk takes nothing more: the round under way ends with this error."""

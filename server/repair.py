@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import RunFolderError, StudyError, UsageError, WardroundError
-from common.inference.published import MANIFEST
+from common.inference.published import MANIFEST, SIGNATURE
+from common.inference.signature import was_signed
 from common.inference.version_files import listed_files
 from common.study import Study, load_study
 from common.wire.tensors import Stored
@@ -393,7 +394,10 @@ def _published(run: RunFolder) -> Iterator[Repair]:
 def version_fault(folder: Path) -> str:
     """What is wrong with the files of a published version, by the digests of its manifest; "" if nothing is."""
     try:
-        for name, digest in listed_files((folder / MANIFEST).read_bytes()).items():
+        manifest = (folder / MANIFEST).read_bytes()
+        if was_signed(manifest, folder) and not (folder / SIGNATURE).exists():
+            return f"{SIGNATURE} is not there"
+        for name, digest in listed_files(manifest).items():
             with (folder / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     return f"{name} is not as it was written"

@@ -90,6 +90,7 @@ class RunHistory:
     states, models : the hex SHA-256 of what was written of a round. Older ones may have been removed since.
     trained : whether the last round is done.
     published : the version that the study ended with; "" before that.
+    plan : the hex digest of the plan that the last coordinator compiled; "" where none said so.
     """
 
     rounds: Mapping[RoundKey, RoundHistory] = field(default_factory=dict)
@@ -98,6 +99,7 @@ class RunHistory:
     models: Mapping[int, str] = field(default_factory=dict)
     trained: bool = False
     published: str = ""
+    plan: str = ""
 
     @property
     def saved(self) -> int:
@@ -115,7 +117,7 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
     start = RunHistory() if before is None else before
     rounds, current = dict(start.rounds), dict(start.current)
     states, models = dict(start.states), dict(start.models)
-    trained, published = start.trained, start.published
+    trained, published, plan = start.trained, start.published, start.plan
     last = max((key.number for key in rounds), default=0)
     for event in events:
         name = event["event"]
@@ -131,6 +133,8 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
         elif name == "returned":
             states = {number: digest for number, digest in states.items() if number <= event["round"]}
             trained, published = False, ""
+        elif name == "plan":
+            plan = event.get("digest") or ""
         elif name == "trained":
             trained = True
         elif name == "published":
@@ -142,7 +146,7 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
                 rounds[key] = after(rounds[key], event)
                 if name == "received" and key.number < last:
                     _outdate(rounds, event["site"], event["round"])
-    return RunHistory(rounds, current, states, models, trained, published)
+    return RunHistory(rounds, current, states, models, trained, published, plan)
 
 
 def after(round_: RoundHistory, event: Event) -> RoundHistory:

@@ -14,15 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import DataError, RunFolderError, UsageError
+from common.errors import DataError, IdentityError, RunFolderError, UsageError
 from common.export.figures import json_ready
 from common.inference.published import MANIFEST
 from common.learning.runtime import configure_tensorflow
+from common.security.audit import Audit, AuditLog
+from common.security.signing import Signer, load_signer
 from common.study import Study
 from common.wire.partial import disk_hit
 from common.wire.tensors import Array, TensorSpec
 from server.journal import read_history
-from server.run_folder import RunFolder, write_atomically
+from server.run_folder import COORDINATOR, RunFolder, write_atomically
 from server.versions import next_version
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ def publish_round(
     start: Start | None,
     began: float | None,
     *,
+    signer: Signer,
+    audit: Audit,
     announce: Callable[[dict[str, Any], Path], None] = lambda report, partial: None,
 ) -> dict[str, Any]:
     """Evaluates and publishes one round's weights; returns the report, where "best_round" is that round.
@@ -106,16 +110,20 @@ def publish_round(
     evaluated, old : the holdout, and that of the study whose model this one started from.
     start : what the run started from.
     began : when, by `time.monotonic()`; None where the study ended before.
+    signer : signs the version.
+    audit : where it is recorded.
     announce : called with the report and the folder of the version just before it is put in place.
 
     Raises
     ------
     DataError : the holdout cannot be read. One that does not fit the study before costs the comparison alone.
     PublishError : see `server.publishing.publish`.
+    RunFolderError : what the run keeps of its sites and rounds cannot be read.
     """
     from common.models import build_network
     from server.continual import compare
     from server.publishing import publish as publish_files
+    from server.publishing.provenance import provenance_of
 
     weights = _weights(run, round_number, build_network(study))
     result = evaluated.evaluate(weights) if evaluated is not None else None
@@ -145,6 +153,11 @@ def publish_round(
         written: dict[str, Any] = json_ready(report)
         return written
 
+    def about_to_appear(publication: Mapping[str, Any], partial: Path) -> None:
+        announce(full(publication), partial)
+        digest = _sha256(partial / MANIFEST)
+        audit.record("version-published", version=version, round=round_number, manifest=digest)
+
     disk_hit("publish.before", run.published / version)
     publication = publish_files(
         study,
@@ -152,14 +165,17 @@ def publish_round(
         holdout,
         run.published / version,
         details=details,
+        provenance=provenance_of(study, run, round_number, signer),
         progress=_log.info,
-        announce=lambda publication, partial: announce(full(publication), partial),
+        announce=about_to_appear,
     )
     disk_hit("publish.renamed", run.report)
     return full(publication)
 
 
-def publish_study(study: Study, run: RunFolder, round_number: int, *rest: Any) -> dict[str, Any]:
+def publish_study(
+    study: Study, run: RunFolder, round_number: int, *rest: Any, signer: Signer, audit: Audit
+) -> dict[str, Any]:
     """Publishes what the study ended with, once, and writes `report.json`; returns it.
 
     The report is kept as `report.pending.json` before the version appears. A coordinator that was killed in between
@@ -177,7 +193,7 @@ def publish_study(study: Study, run: RunFolder, round_number: int, *rest: Any) -
 
     report = _announced(run, model)
     if report is None:
-        report = publish_round(study, run, round_number, *rest, announce=announce)
+        report = publish_round(study, run, round_number, *rest, signer=signer, audit=audit, announce=announce)
     write_atomically(run.report, json.dumps(report, indent=1), failpoint="report.before")
     disk_hit("report.written", run.report)
     return report
@@ -208,6 +224,17 @@ def _weights(run: RunFolder, round_number: int, network: Network) -> list[Array]
 
     digest = read_history(run.journal).models.get(round_number)
     return load_weights(run.models, round_number, [TensorSpec("float32", spec.shape) for spec in network.specs], digest)
+
+
+def coordinators_signer(identity: Path) -> Signer:
+    """Who signs what a study publishes. Raises IdentityError where the folder's identity is no coordinator's."""
+    signer = load_signer(identity)
+    if signer.role != "coordinator":
+        raise IdentityError(
+            f"{identity}: the identity is of {signer.role} {signer.name!r}, and a coordinator signs what a study "
+            "publishes; give its folder with --identity"
+        )
+    return signer
 
 
 def _chosen_round(study: Study, run: RunFolder, round_number: int | None) -> tuple[int, float | None]:
@@ -252,9 +279,14 @@ def publish(
     round_number: int | None,
     old_holdout: Path | None = None,
     *,
+    identity: Path,
     explain: bool = False,
 ) -> dict[str, Any]:
-    """Publishes a kept round of this run as a new version; returns the report. `explain` sets `publishing.explain`."""
+    """Publishes a kept round of this run as a new version; returns the report. `explain` sets `publishing.explain`.
+
+    Raises IdentityError where the identity in that folder is none to sign with.
+    """
+    signer = coordinators_signer(identity)
     study = run.read_study()
     if explain:
         study = replace(study, publishing=replace(study.publishing, explain=True))
@@ -266,7 +298,12 @@ def publish(
     from server.starting import kept_start
 
     start = kept_start(run, build_network(study))
-    report = publish_round(study, run, chosen, score, opened, old, start, None)
+    audit = AuditLog(run.path, COORDINATOR, signer)
+    try:
+        report = publish_round(study, run, chosen, score, opened, old, start, None, signer=signer, audit=audit)
+        audit.sign_head()
+    finally:
+        audit.close()
     if not run.report.exists():  # the study's own final figures stay as they are
         write_atomically(run.report, json.dumps(report, indent=1))
     return report

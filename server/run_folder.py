@@ -19,6 +19,8 @@ from common.errors import RunFolderError, StudyError
 from common.study import Study, load_study
 
 STATUS_FORMAT = 1
+COORDINATOR = "coordinator"
+"""Who acts, in the audit log of a run."""
 _LOCK_SECONDS = 1.0  # `is_locked`, in whoever asks for the status, holds the lock for an instant
 
 
@@ -43,6 +45,7 @@ class RunFolder:
         self.damaged = path / "damaged"
         self.status = path / "status.json"
         self.identity = path / "identity"
+        self.pseudonyms = path / "pseudonyms.key"
         self.log = path / "coordinator.log"
 
     def prepare(self, study: Study) -> None:

@@ -37,7 +37,7 @@ class FederationService(rpc.FederationServicer):
 
     def __init__(self, federation: Federation, published: Path) -> None:
         self._federation = federation
-        self._published = Published(federation.study, published)
+        self._published = Published(federation.study, published, federation.record)
         self._study = federation.study.name
         self._digest = federation.plan.digest
         self._intake = Intake(federation)
@@ -127,6 +127,8 @@ class FederationService(rpc.FederationServicer):
                 grpc.StatusCode.OUT_OF_RANGE,
                 f"the broadcast has {call.broadcast.size} bytes, it was asked for from byte {request.offset} on",
             )
+        about = {"bytes": call.broadcast.size - request.offset, "sha256": request.sha256.hex()}
+        self._federation.record("broadcast-sent", call, site=site, **about)
         position = 0
         for chunk in encode_chunks(call.broadcast.tensors):
             begin, position = position, position + len(chunk)

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from common.errors import NetworkError, WardroundError
-from common.inference.published import MANIFEST
+from common.inference.published import MANIFEST, SIGNATURE
 from common.inference.version_files import listed_files
+from common.security.audit import NO_AUDIT, Audit, AuditLog
 from common.security.certificates import Identity, load_identity, peer_name
+from common.security.signing import signer_in
 from common.study import Study
 from common.version import VERSION
 from common.wire import federation_pb2 as pb
@@ -27,7 +29,7 @@ from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_c
 from common.wire.tensors import CHUNK_BYTES
 from server.journal import read_history
 from server.replay import RunHistory
-from server.run_folder import RunFolder
+from server.run_folder import COORDINATOR, RunFolder
 from server.versions import published_versions
 
 _log = logging.getLogger("wardround.coordinator")
@@ -86,7 +88,9 @@ async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> in
     """
     address = parse_address(listen)
     server, port = bind(address, load_identity(identity))
-    rpc.add_FederationServicer_to_server(FinishedService(study, run.published, run.journal), server)  # type: ignore[no-untyped-call]
+    audit = AuditLog(run.path, COORDINATOR, signer_in(identity))
+    service = FinishedService(study, run.published, run.journal, audit)
+    rpc.add_FederationServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,6 +100,8 @@ async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> in
     _log.info("serving what %s has published on %s port %d, until stopped", study.name, address.host, port)
     await stopped.wait()
     await server.stop(grace=1.0)
+    audit.sign_head()
+    audit.close()
     return 0
 
 
@@ -165,11 +171,13 @@ class Published:
     ----------
     study : of the run.
     folder : holds a folder a version.
+    record : called with an event and its details before a version is sent.
     """
 
-    def __init__(self, study: Study, folder: Path) -> None:
+    def __init__(self, study: Study, folder: Path, record: Callable[..., None] = NO_AUDIT.record) -> None:
         self._study = study
         self._folder = folder
+        self._record = record
 
     async def fetch(self, request: pb.FetchRequest, context: Any) -> AsyncGenerator[pb.FetchMessage, None]:
         """Streams a version: what it consists of, then the files' bytes, one after the other.
@@ -199,6 +207,8 @@ class Published:
         folder = versions[wanted]
         try:
             files = await asyncio.to_thread(_files_of, folder)
+            size, manifest = sum(entry.blob.size for entry in files), files[0].blob.sha256.hex()
+            self._record("version-sent", site=request.envelope.site, version=wanted, bytes=size, manifest=manifest)
             yield pb.FetchMessage(version=pb.PublishedVersion(study=self._study.name, version=wanted, files=files))
             for entry in files:
                 with (folder / entry.name).open("rb") as file:
@@ -213,9 +223,12 @@ class Published:
 
 
 def _files_of(folder: Path) -> list[pb.PublishedFile]:
-    """The manifest, by which the others are checked, and what it lists."""
+    """The manifest, by which the others are checked, its signature, and what it lists."""
     manifest = (folder / MANIFEST).read_bytes()
-    digests = {MANIFEST: hashlib.sha256(manifest).hexdigest(), **listed_files(manifest)}
+    digests = {MANIFEST: hashlib.sha256(manifest).hexdigest()}
+    if (folder / SIGNATURE).exists():  # not in versions of before they were signed
+        digests[SIGNATURE] = hashlib.sha256((folder / SIGNATURE).read_bytes()).hexdigest()
+    digests |= listed_files(manifest)
     return [
         pb.PublishedFile(name=name, blob=pb.Blob(sha256=bytes.fromhex(digest), size=(folder / name).stat().st_size))
         for name, digest in digests.items()
@@ -230,11 +243,12 @@ class FinishedService(rpc.FederationServicer):
     study : of the run.
     published : holds a folder a version.
     journal : of the run; it says which updates were received.
+    audit : where it is recorded who fetches what.
     """
 
-    def __init__(self, study: Study, published: Path, journal: Path) -> None:
+    def __init__(self, study: Study, published: Path, journal: Path, audit: Audit = NO_AUDIT) -> None:
         self._study = study
-        self._published = Published(study, published)
+        self._published = Published(study, published, audit.record)
         self._journal = journal
 
     async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.FetchMessage]:

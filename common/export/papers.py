@@ -12,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from common.export.figures import json_ready, tolerance_of
+from common.export.sbom import SBOM, bill_of_materials, software
 from common.inference.golden import GOLDEN, Golden
 from common.inference.published import MANIFEST
+from common.inference.signature import sign_manifest, signer_entry
+from common.security.signing import Signer
 from common.wire.tensors import write_tensors
 
 WEIGHTS = "weights.tensors"
@@ -26,7 +29,7 @@ def write_beside(
     differences: Mapping[str, float],
     documents: Mapping[str, bytes],
 ) -> dict[str, Any]:
-    """Write all but the manifest; returns its entries "weights", "golden" and "documents".
+    """Write all but the manifest, and a bill of materials; returns its entries "weights", "golden" and "documents".
 
     Parameters
     ----------
@@ -36,6 +39,7 @@ def write_beside(
     """
     stored = write_tensors(folder / WEIGHTS, [np.asarray(weight, np.float32) for weight in weights])
     pair = golden.to_bytes()
+    documents = {**documents, SBOM: bill_of_materials()}
     for name, content in {GOLDEN: pair, **documents}.items():
         (folder / name).write_bytes(content)
     return {
@@ -50,10 +54,15 @@ def write_beside(
     }
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest: last, because it has the digest of every other file."""
-    text = json.dumps(json_ready(manifest), indent=1, ensure_ascii=False, allow_nan=False)
+def write_manifest(folder: Path, manifest: Mapping[str, Any], signer: Signer | None) -> None:
+    """Write the manifest, last because it has the digest of every other file, and its signature where one signs."""
+    content = {key: value for key, value in manifest.items() if key != "signer"} | {"software": software()}
+    if signer is not None:
+        content["signer"] = signer_entry(signer)
+    text = json.dumps(json_ready(content), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    if signer is not None:
+        sign_manifest(folder, signer)
 
 
 def _identified(content: bytes) -> dict[str, Any]:

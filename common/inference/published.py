@@ -16,6 +16,8 @@ from common.errors import PublishError, StudyError, UsageError
 from common.study import Study, parse_study
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""The signature over the manifest (`common.inference.signature`); the one file that the manifest does not list."""
 NEWEST_FORMAT = 1
 """The newest manifest that this version understands."""
 

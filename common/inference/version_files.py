@@ -10,6 +10,7 @@ from typing import Any
 from common.errors import PublishError, UsageError, WireError
 from common.inference.published import (
     MANIFEST,
+    SIGNATURE,
     Verify,
     is_plain_name,
     open_published,
@@ -20,6 +21,7 @@ from common.inference.published import (
 from common.study import Study
 from common.wire.tensors import Array, read_tensors
 
+_UNLISTED = {MANIFEST, SIGNATURE}
 _AGAIN = "fetch or copy the version again from where it was published"
 
 
@@ -51,7 +53,7 @@ def open_weights(folder: Path, verify: Verify | None = None) -> PublishedWeights
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; give the folder of the published version, which holds its weights too")
     model = open_published(folder, "float32", verify)
-    entry = read_manifest(folder).get("weights")
+    entry = read_manifest(folder, verify).get("weights")
     if not isinstance(entry, dict) or not {"file", "sha256"} <= set(entry):
         raise PublishError(f"{folder}: published without its weights; publish the round again by this version")
     digest = str(entry["sha256"])
@@ -76,13 +78,15 @@ def listed_files(manifest: bytes) -> dict[str, str]:
         found |= {str(name): str(entry["sha256"]) for name, entry in content["documents"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise PublishError(f"{MANIFEST}: not of a model that Wardround published ({error}); {_AGAIN}") from error
-    if wrong := [name for name in found if not is_plain_name(name) or name == MANIFEST]:
+    if wrong := [name for name in found if not is_plain_name(name) or name in _UNLISTED]:
         raise PublishError(f"{MANIFEST}: names a file outside the version's folder ({wrong[0]!r}); do not use it")
     return found
 
 
 def check_files(folder: Path, advice: str = _AGAIN) -> None:
-    """Every file that the folder's manifest lists is there, as the manifest says, and nothing else is.
+    """Every file that the folder's manifest lists is there, as the manifest says, and nothing else is but a signature.
+
+    Whose the manifest is, `common.inference.signature` tells.
 
     Parameters
     ----------
@@ -94,7 +98,7 @@ def check_files(folder: Path, advice: str = _AGAIN) -> None:
     """
     try:
         listed = listed_files((folder / MANIFEST).read_bytes())
-        there = {path.name for path in folder.iterdir()} - {MANIFEST}
+        there = {path.name for path in folder.iterdir()} - _UNLISTED
         digests = {name: sha256_of(folder / name) for name in sorted(there & set(listed))}
     except OSError as error:
         raise PublishError(f"{folder}: cannot be read ({error.strerror or error}); {advice}") from error

@@ -21,6 +21,7 @@ from server.publishing.conversion import converted
 from server.publishing.explanation import explained, figures_of_explanation
 from server.publishing.manifest import write_papers
 from server.publishing.measurement import compared, evaluated, timed
+from server.publishing.provenance import Provenance
 from server.publishing.variant import figures_of
 
 __all__ = ["publish"]
@@ -33,6 +34,7 @@ def publish(
     folder: Path,
     *,
     details: Mapping[str, object],
+    provenance: Provenance | None = None,
     progress: Callable[[str], None] = lambda _: None,
     announce: Callable[[dict[str, Any], Path], None] = lambda report, partial: None,
     threads: int | None = None,
@@ -52,6 +54,8 @@ def publish(
     details : mapping
         What else to state of these weights, such as the round and its validation Dice. Goes to the manifest, and to the
         card except for figures that do not exist (None, NaN).
+    provenance : Provenance or None
+        What the papers say of the origin, and who signs them; None where that is nothing and nobody.
     progress : callable
         Takes a sentence on what begins.
     announce : callable
@@ -99,6 +103,7 @@ def publish(
             "explanation": figures_of_explanation(explanation) if explanation is not None else None,
             "calibration": names if any(v.name == "int8" and not v.failure for v in variants) else [],
         }
-        write_papers(study, network, variants, report, holdout, details, weights, golden, explanation, partial)
+        origin = provenance or Provenance()
+        write_papers(study, network, variants, report, holdout, details, weights, golden, explanation, origin, partial)
         announce(report, partial)
     return report

@@ -17,6 +17,7 @@ from common.version import VERSION
 from server.evaluation import Holdout
 from server.publishing.explanation import Explanation, entry_of_explanation
 from server.publishing.model_card import model_card, outputs_of
+from server.publishing.provenance import Provenance
 from server.publishing.variant import Variant, works_alone
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ def write_papers(
     weights: Sequence[npt.ArrayLike],
     golden: Golden,
     explanation: Explanation | None,
+    provenance: Provenance,
     folder: Path,
 ) -> None:
-    """Write the weights, the golden pair, the model card, the study and, last, the manifest with all their digests.
+    """Write weights, golden pair, model card, study and, last, the manifest with all their digests and its signature.
 
     `study.yaml` is what prediction prepares images by. The manifest repeats what another runtime needs to feed a file.
     """
+    named, study = study, provenance.of_study(study)
+    variants = [provenance.of_variant(variant) for variant in variants]
     documents = {
         "model_card.md": model_card(study, network, variants, report, details).encode(),
         "study.yaml": _without_paths(study).to_yaml().encode(),
@@ -50,6 +54,8 @@ def write_papers(
         "wardround": VERSION,
         "study": study.name,
         "version": report["version"],
+        "plan": provenance.plan or None,
+        "sites": provenance.sites(named),
         "details": details,
         "model": {
             "name": study.model.name,
@@ -87,7 +93,7 @@ def write_papers(
         "calibration_images": len(report["calibration"]),  # no names: they may be those of patients
         "documents": papers["documents"],
     }
-    write_manifest(folder, manifest)
+    write_manifest(folder, manifest, provenance.signer)
 
 
 def _without_paths(study: Study) -> Study:

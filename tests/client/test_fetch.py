@@ -16,14 +16,18 @@ import grpc
 import pytest
 
 from client import cli, fetch
+from client.trust import Trust
 from common.errors import IdentityError, NetworkError, PublishError, RunFolderError, UsageError, WireError
 from common.inference.version_files import check_files, listed_files
+from common.security.authorities import trusted_authority
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity
+from common.security.signing import load_signer
 from common.study import Study
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.channel import SERVER_OPTIONS, Address, server_credentials
 from server.serving import FinishedService
+from tests.common.inference.published_version import sign
 
 
 def write_version(folder: Path, study: Study, files: dict[str, bytes], **changes: Any) -> Path:
@@ -92,14 +96,20 @@ def address(tiny_study: Callable[..., Study], folders: Path, published: Path) ->
 
 
 @pytest.fixture
-def publish(tiny_study: Callable[..., Study], published: Path) -> Callable[..., Path]:
+def publish(tiny_study: Callable[..., Study], published: Path, folders: Path) -> Callable[..., Path]:
     """Publishes a version whose files span several chunks and do not end with one."""
 
     def make(version: str = "v1", **changes: Any) -> Path:
         content = bytes(range(256)) * 3000
-        return write_version(published / version, tiny_study(), {"float32": content, "int8": b"small"}, **changes)
+        folder = write_version(published / version, tiny_study(), {"float32": content, "int8": b"small"}, **changes)
+        return sign(folder, load_signer(folders / "coordinator"))
 
     return make
+
+
+@pytest.fixture
+def trust(folders: Path) -> Trust:
+    return Trust(trusted_authority(folders / "sites" / "alpha" / "ca.crt"))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -107,11 +117,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_newest_version_arrives_whole(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path
+    address: Address, alpha: Identity, trust: Trust, publish: Callable[..., Path], tmp_path: Path
 ) -> None:
     publish("v2")
     newest = publish("v10")
-    found = fetch.fetch(address, alpha, tmp_path / "site" / "models")
+    found = fetch.fetch(address, alpha, tmp_path / "site" / "models", verify=trust)
     assert found.folder == tmp_path / "site" / "models" / "v10"
     assert (found.study, found.version, found.was_here) == ("tiny", "v10", False)
     assert content(found.folder) == content(newest)
@@ -120,69 +130,69 @@ def test_the_newest_version_arrives_whole(
 
 
 def test_a_version_that_is_here_is_not_fetched_again(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path
+    address: Address, alpha: Identity, trust: Trust, publish: Callable[..., Path], tmp_path: Path
 ) -> None:
     publish()
-    fetch.fetch(address, alpha, tmp_path)
-    assert fetch.fetch(address, alpha, tmp_path, study="tiny", version="v1").was_here
+    fetch.fetch(address, alpha, tmp_path, verify=trust)
+    assert fetch.fetch(address, alpha, tmp_path, study="tiny", version="v1", verify=trust).was_here
     (tmp_path / "v1" / "model_int8.tflite").write_bytes(b"other")
     with pytest.raises(
         PublishError, match=r"model_int8\.tflite: damaged .*; delete or move away .*/v1, then fetch again$"
     ):
-        fetch.fetch(address, alpha, tmp_path)
+        fetch.fetch(address, alpha, tmp_path, verify=trust)
     (tmp_path / "v1" / "model_int8.tflite").unlink()
     with pytest.raises(PublishError, match=r"int8\.tflite is missing; delete or move away .*/v1, then fetch again$"):
-        fetch.fetch(address, alpha, tmp_path)
+        fetch.fetch(address, alpha, tmp_path, verify=trust)
 
 
 def test_another_model_of_that_name_is_left_alone(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path
+    address: Address, alpha: Identity, trust: Trust, publish: Callable[..., Path], tmp_path: Path
 ) -> None:
     publish()
     (tmp_path / "v1").mkdir()
     with pytest.raises(UsageError, match="of another study or run"):
-        fetch.fetch(address, alpha, tmp_path)
+        fetch.fetch(address, alpha, tmp_path, verify=trust)
     assert content(tmp_path / "v1") == {}
 
 
 def test_nothing_published_yet_and_unknown_versions_are_told_apart(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path
+    address: Address, alpha: Identity, trust: Trust, publish: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(PublishError, match="has published nothing yet"):
-        fetch.fetch(address, alpha, tmp_path)
+        fetch.fetch(address, alpha, tmp_path, verify=trust)
     publish("v3")
     with pytest.raises(UsageError, match="no version 'v4'; there is v3"):
-        fetch.fetch(address, alpha, tmp_path, version="v4")
+        fetch.fetch(address, alpha, tmp_path, version="v4", verify=trust)
     with pytest.raises(UsageError, match=r"no version '\.\./v3'"):
-        fetch.fetch(address, alpha, tmp_path, version="../v3")
+        fetch.fetch(address, alpha, tmp_path, version="../v3", verify=trust)
     with pytest.raises(UsageError, match="runs study 'tiny', not 'other'"):
-        fetch.fetch(address, alpha, tmp_path, study="other")
+        fetch.fetch(address, alpha, tmp_path, study="other", verify=trust)
     assert not list(tmp_path.glob("v*"))
 
 
 def test_only_sites_of_the_cohort_may_fetch(
-    address: Address, folders: Path, publish: Callable[..., Path], tmp_path: Path
+    address: Address, folders: Path, publish: Callable[..., Path], trust: Trust, tmp_path: Path
 ) -> None:
     publish()
     with pytest.raises(IdentityError, match="'delta' is not in the cohort"):
-        fetch.fetch(address, load_identity(folders / "sites" / "delta"), tmp_path)
+        fetch.fetch(address, load_identity(folders / "sites" / "delta"), tmp_path, verify=trust)
 
 
 def test_files_that_differ_from_the_manifest_at_the_coordinator_are_not_kept(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path
+    address: Address, alpha: Identity, trust: Trust, publish: Callable[..., Path], tmp_path: Path
 ) -> None:
     (publish() / "model_int8.tflite").write_bytes(b"wrong")  # of the size that the manifest says
     with pytest.raises(WireError, match=r"model_int8\.tflite: expected SHA-256"):
-        fetch.fetch(address, alpha, tmp_path / "out")
+        fetch.fetch(address, alpha, tmp_path / "out", verify=trust)
     assert content_names(tmp_path / "out") == []
 
 
 def test_a_version_with_a_missing_file_is_not_kept(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path
+    address: Address, alpha: Identity, trust: Trust, publish: Callable[..., Path], tmp_path: Path
 ) -> None:
     (publish() / "model_int8.tflite").unlink()
     with pytest.raises(PublishError, match="'v1' is damaged at the coordinator"):
-        fetch.fetch(address, alpha, tmp_path / "out")
+        fetch.fetch(address, alpha, tmp_path / "out", verify=trust)
 
 
 def content_names(folder: Path) -> list[str]:
@@ -190,17 +200,27 @@ def content_names(folder: Path) -> list[str]:
 
 
 def test_a_full_disk_is_told_before_anything_is_written(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: Address,
+    alpha: Identity,
+    trust: Trust,
+    publish: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     publish()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_500_000))
     with pytest.raises(RunFolderError, match=r"the disk has 1\.5 MB left, the version needs 1\.8 MB"):
-        fetch.fetch(address, alpha, tmp_path / "out")
+        fetch.fetch(address, alpha, tmp_path / "out", verify=trust)
     assert content_names(tmp_path / "out") == []
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: Address,
+    alpha: Identity,
+    trust: Trust,
+    publish: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     publish()
 
@@ -209,18 +229,24 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
 
     monkeypatch.setattr("common.wire.tensors.os.fsync", full)
     with pytest.raises(RunFolderError, match=r"No space left on device.*free space"):
-        fetch.fetch(address, alpha, tmp_path / "out")
+        fetch.fetch(address, alpha, tmp_path / "out", verify=trust)
     assert content_names(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("changes", [{"study": "other"}, {"version": "v2"}])
 def test_a_manifest_of_another_study_or_version_than_announced_is_not_kept(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path, changes: dict[str, str]
+    folders: Path,
+    address: Address,
+    alpha: Identity,
+    trust: Trust,
+    publish: Callable[..., Path],
+    tmp_path: Path,
+    changes: dict[str, str],
 ) -> None:
-    manifest = publish() / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
-    with pytest.raises(PublishError, match="the coordinator announced 'tiny' 'v1'"):
-        fetch.fetch(address, alpha, tmp_path / "out")
+    sign(publish(), load_signer(folders / "coordinator"), **changes)
+    refused = "the signer is of study 'tiny'|the coordinator announced 'tiny' 'v1'"
+    with pytest.raises((PublishError, IdentityError), match=refused):
+        fetch.fetch(address, alpha, tmp_path / "out", verify=trust)
     assert content_names(tmp_path / "out") == []
 
 
@@ -237,10 +263,15 @@ def test_what_was_not_asked_for_or_has_no_name_for_a_folder_is_refused(
 
 
 def test_a_manifest_that_cannot_be_read_here_is_named(
-    address: Address, alpha: Identity, publish: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: Address,
+    alpha: Identity,
+    trust: Trust,
+    publish: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     publish()
-    folder = fetch.fetch(address, alpha, tmp_path / "out").folder
+    folder = fetch.fetch(address, alpha, tmp_path / "out", verify=trust).folder
     read = Path.read_bytes
 
     def refused(path: Path) -> bytes:
@@ -250,12 +281,12 @@ def test_a_manifest_that_cannot_be_read_here_is_named(
 
     monkeypatch.setattr(Path, "read_bytes", refused)
     with pytest.raises(PublishError, match=r"manifest\.json: cannot be read \(Permission denied\)"):
-        fetch.fetch(address, alpha, tmp_path / "out")
+        fetch.fetch(address, alpha, tmp_path / "out", verify=trust)
 
 
-def test_nobody_at_the_address_is_said_at_once(alpha: Identity, tmp_path: Path) -> None:
+def test_nobody_at_the_address_is_said_at_once(alpha: Identity, trust: Trust, tmp_path: Path) -> None:
     with pytest.raises(NetworkError, match="nothing listens there"):
-        fetch.fetch(Address("127.0.0.1", 1), alpha, tmp_path)
+        fetch.fetch(Address("127.0.0.1", 1), alpha, tmp_path, verify=trust)
 
 
 def test_the_command_prints_where_the_version_lies(
@@ -283,7 +314,8 @@ def test_a_manifest_may_name_plain_files_alone(tiny_study: Callable[..., Study],
 def test_a_file_that_no_manifest_lists_is_refused(publish: Callable[..., Path]) -> None:
     folder = publish()
     check_files(folder)
-    assert set(listed_files((folder / "manifest.json").read_bytes())) == set(content(folder)) - {"manifest.json"}
+    unlisted = {"manifest.json", "manifest.sig"}
+    assert set(listed_files((folder / "manifest.json").read_bytes())) == set(content(folder)) - unlisted
     (folder / "extra.py").write_bytes(b"")
     with pytest.raises(PublishError, match=r"extra.py is not in the manifest"):
         check_files(folder)
@@ -293,3 +325,40 @@ def test_digests_are_of_the_files(publish: Callable[..., Path]) -> None:
     folder = publish()
     for name, digest in listed_files((folder / "manifest.json").read_bytes()).items():
         assert digest == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+# Whose a version is. -----------------------------------------------------------------------------------------------
+
+
+def test_a_version_that_the_coordinator_did_not_sign_is_not_kept(
+    address: Address, alpha: Identity, trust: Trust, folders: Path, publish: Callable[..., Path], tmp_path: Path
+) -> None:
+    version = publish()
+    sign(version, load_signer(folders / "sites" / "delta"))
+    with pytest.raises(IdentityError, match=r"out/v1/manifest\.sig: signed by site 'delta', and only a study's coord"):
+        fetch.fetch(address, alpha, tmp_path / "out", verify=trust)
+    ensure_simulation_identities(tmp_path / "other", "tiny", ["alpha"], ["127.0.0.1"])
+    sign(version, load_signer(tmp_path / "other" / "coordinator"))
+    with pytest.raises(IdentityError, match="was not issued by the authority that is trusted here"):
+        fetch.fetch(address, alpha, tmp_path / "out", verify=trust)
+    sign(version, load_signer(folders / "coordinator"))
+    (version / "manifest.sig").unlink()
+    with pytest.raises(IdentityError, match=r"manifest\.sig: is not there, and the manifest says that it was signed"):
+        fetch.fetch(address, alpha, tmp_path / "out", verify=trust)
+    assert content_names(tmp_path / "out") == []
+
+
+def test_a_version_of_before_signatures_needs_to_be_allowed(
+    address: Address,
+    folders: Path,
+    published: Path,
+    tiny_study: Callable[..., Study],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_version(published / "v1", tiny_study(), {"float32": b"x"})
+    command = ["fetch", "--coordinator", str(address), "--identity", str(folders / "sites" / "alpha")]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 5
+    assert "not signed (manifest.sig is not in it)" in capsys.readouterr().err
+    assert cli.main([*command, "--out", str(tmp_path / "out"), "--allow-unsigned"]) == 0
+    assert "warning: this version is not signed: nobody can tell who made it" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,16 +15,26 @@ import pytest
 
 from client import cli
 from client.personalize import tuning_study
+from client.trust import Trust
 from common.inference.golden import load_golden
 from common.inference.lite import LiteModel
 from common.inference.published import open_published
 from common.inference.version_files import check_files, open_weights
 from common.models import build_network
+from common.security.authorities import trusted_authority
 from common.study import Study, parse_study
 from server.publishing import publish
+from server.publishing.provenance import Provenance
 from server.simulation.hospitals import generate_hospitals
+from tests.signers import AUTHORITIES, coordinator_of, identities
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hospital trusts the study's authority."""
+    monkeypatch.setenv("WARDROUND_AUTHORITY", str(AUTHORITIES))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +70,7 @@ def version(tmp_path_factory: pytest.TempPathFactory, study: Study) -> Path:
     """Weights that nobody trained."""
     folder = tmp_path_factory.mktemp("version") / "v4"
     weights = [weight.numpy() for weight in build_network(study).initial_weights(study.seed)]
-    publish(study, weights, None, folder, details={"round": 7})
+    publish(study, weights, None, folder, details={"round": 7}, provenance=Provenance(signer=coordinator_of("tiny")))
     return folder
 
 
@@ -74,13 +85,21 @@ def test_a_model_that_gained_is_kept_as_a_folder_that_prediction_takes(
     version: Path, site: Path, study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "personal"
-    report = call(capsys, version, site, out, "--epochs", "4", "--rate", "1")
+    identity = str(identities("tiny") / "sites" / "north")
+    report = call(capsys, version, site, out, "--epochs", "4", "--rate", "1", "--identity", identity)
     dice = report["dice"]
     assert isinstance(dice, dict)
     assert dice["after"] > dice["before"] + 0.1
     assert (report["kept"], report["training_cases"], report["validation_cases"]) == (True, 3, 2)
     check_files(out)
-    model = open_published(out)
+    trust = Trust(trusted_authority(AUTHORITIES))
+    model = open_published(out, verify=trust)
+    assert trust.checked is not None and trust.checked.signed_by is not None
+    assert (trust.checked.personal, trust.checked.signed_by.role, trust.checked.signed_by.name) == (
+        True,
+        "site",
+        "north",
+    )
     assert (model.version, model.study) == ("v4-personal", study)
     golden = load_golden(out)
     assert golden.difference(LiteModel(model.file)) < 0.05
@@ -207,3 +226,13 @@ def test_the_published_study_is_gone_on_with_gently(study: Study) -> None:
     assert (tuned.training.server_optimizer.name, tuned.training.server_optimizer.learning_rate) == ("sgd", 1.0)
     # Which cases validate, and how images are prepared, is as it was.
     assert (tuned.seed, tuned.evaluation, tuned.preprocessing) == (study.seed, study.evaluation, study.preprocessing)
+
+
+def test_a_model_that_nobody_signed_is_refused_before_anything_is_loaded(
+    version: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = Path(shutil.copytree(version, tmp_path / "v4"))
+    (copied / "manifest.sig").unlink()
+    arguments = ["personalize", str(copied), "--data", str(site), "--out", str(tmp_path / "own"), "--allow-unsigned"]
+    assert cli.main(arguments) == 5
+    assert "manifest.sig: is not there, and the manifest says that it was signed" in capsys.readouterr().err

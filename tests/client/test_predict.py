@@ -31,6 +31,8 @@ from common.inference.lite import LiteModel, class_indices
 from common.inference.published import open_published
 from common.study import parse_study
 from tests.common.imaging import conftest as imaging
+from tests.common.inference.published_version import sign
+from tests.signers import AUTHORITIES, coordinator_of, identities, site_of
 
 write_series = imaging.write_series
 
@@ -51,12 +53,20 @@ AFFINE = np.array([[-1.5, 0, 0, 40], [0, 2, 0, -30], [0, 0, 3, 7], [0, 0, 0, 1.0
 def publish_untrained(folder: Path, **values: object) -> Path:
     from common.models import build_network
     from server.publishing import publish
+    from server.publishing.provenance import Provenance
 
     study = parse_study(STUDY.format(**values))
     weights = [weight.numpy() for weight in build_network(study).initial_weights(3)]
     folder.mkdir()
-    publish(study, weights, None, folder / "v1", details={"round": 1})
+    provenance = Provenance(signer=coordinator_of(study.name))
+    publish(study, weights, None, folder / "v1", details={"round": 1}, provenance=provenance)
     return folder / "v1"
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hospital trusts the authorities of the studies here."""
+    monkeypatch.setenv("WARDROUND_AUTHORITY", str(AUTHORITIES))
 
 
 @pytest.fixture(scope="module")
@@ -595,3 +605,45 @@ def test_help_loads_nothing_that_reads_images() -> None:
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.endswith("[]\n")
     assert "NAME_seg.tif" in ended.stdout
+
+
+def test_whose_a_model_is_comes_first(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(cells, tmp_path / "v1"))
+    for name in ("study.yaml", "model_float32.tflite"):
+        (copy / name).write_bytes(b"nothing that may be looked at")
+    sign(copy, site_of("cells"))
+    command = ["predict", str(copy), str(plane(tmp_path / "a.tif")), "--out", str(tmp_path / "out")]
+    assert main(command) == 5
+    assert "signed by site 'north', and only a study's coordinator signs its versions" in capsys.readouterr().err
+    (copy / "manifest.sig").unlink()
+    assert main([*command, "--allow-unsigned"]) == 5
+    assert "the manifest says that it was signed" in capsys.readouterr().err
+    monkeypatch.delenv("WARDROUND_AUTHORITY")
+    image = str(tmp_path / "a.tif")
+    assert main(["predict", str(cells), image, "--out", str(tmp_path / "out"), "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)["model"]
+    assert found["authority"] is None
+    assert found["signed_by"]["certificate_sha256"] in printed.err
+    assert "not checked against an authority, and anyone can make such a certificate" in printed.err
+    authority = str(identities("organs") / "authority" / "ca.crt")
+    assert main(["predict", str(cells), image, "--out", str(tmp_path / "other"), "--authority", authority]) == 5
+    assert "was not issued by the authority that is trusted here" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_model_of_before_signatures_runs_where_that_is_allowed(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(cells, tmp_path / "v1"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["signer"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.sig").unlink()
+    command = ["predict", str(copy), str(plane(tmp_path / "a.tif")), "--out", str(tmp_path / "out")]
+    assert main(command) == 5
+    assert "v1: not signed" in capsys.readouterr().err
+    assert main([*command, "--allow-unsigned"]) == 0
+    assert "warning: this version is not signed: nobody can tell who made it" in capsys.readouterr().err

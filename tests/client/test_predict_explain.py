@@ -24,6 +24,7 @@ from common.inference.prediction import predict_case
 from common.inference.published import open_published
 from common.inference.version_files import check_files
 from common.study import Study, parse_study
+from tests.signers import AUTHORITIES, coordinator_of
 
 STUDY = """
 study: discs
@@ -87,10 +88,18 @@ def trained(study: Study) -> list[npt.NDArray[np.float32]]:
 
 def publish_to(folder: Path, study: Study, weights: list[npt.NDArray[np.float32]]) -> Path:
     from server.publishing import publish
+    from server.publishing.provenance import Provenance
 
     folder.mkdir()
-    publish(study, weights, None, folder / "v1", details={"round": 1})
+    provenance = Provenance(signer=coordinator_of(study.name))
+    publish(study, weights, None, folder / "v1", details={"round": 1}, provenance=provenance)
     return folder / "v1"
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hospital trusts the authorities of the studies here."""
+    monkeypatch.setenv("WARDROUND_AUTHORITY", str(AUTHORITIES))
 
 
 @pytest.fixture(scope="module")

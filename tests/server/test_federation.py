@@ -21,6 +21,7 @@ import pytest
 import tensorflow_federated as tff
 
 from common.errors import RunFolderError
+from common.security.audit import NO_AUDIT, Audit
 from common.study import parse_study
 from common.wire.tensors import TensorSpec, write_tensors
 from server.federation import LEASE_SECONDS, Call, Connection, Federation, Pause, SiteData
@@ -76,12 +77,12 @@ PLAN: Any = SimpleNamespace(study=STUDY, train=Digits(), evaluate=None, digest=b
 class Coordinator:
     """A federation on a run folder. To make another on the same folder is to start again after a SIGKILL."""
 
-    def __init__(self, run: Path, plan: Any = PLAN) -> None:
+    def __init__(self, run: Path, plan: Any = PLAN, audit: Audit = NO_AUDIT) -> None:
         self.updates = run / "updates"
         self.updates.mkdir(exist_ok=True)
         self.journal = Journal(run / "journal.sqlite")
         self.closed: list[Call] = []
-        self.federation = Federation(plan, self.updates, self.journal, round_closed=self.closed.append)
+        self.federation = Federation(plan, self.updates, self.journal, round_closed=self.closed.append, audit=audit)
 
     async def open(self, number: int = 1, *, weight: float = 0.0) -> asyncio.Task[Any]:
         """Begins a round, and waits until it is under way."""

@@ -135,6 +135,7 @@ def test_folder_holds_every_variant_and_its_papers(published: Published) -> None
         "study.yaml",
         "weights.tensors",
         "golden.npz",
+        "sbom.json",
     }
     assert list(published.folder.parent.iterdir()) == [published.folder]
     assert load_study(published.folder / "study.yaml") == published.study

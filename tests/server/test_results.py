@@ -11,6 +11,7 @@ import pytest
 from common import failpoints
 from common.errors import RunFolderError
 from common.inference.published import MANIFEST
+from common.security.audit import NO_AUDIT
 from server import results
 from server.coordinator import _is_over
 from server.journal import Journal
@@ -37,7 +38,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is published: the names of versions, by a stand-in for converting and measuring."""
     names: list[str] = []
 
-    def publish_round(study: Any, run: RunFolder, number: int, *rest: Any, announce: Any) -> dict[str, Any]:
+    def publish_round(study: Any, run: RunFolder, number: int, *rest: Any, announce: Any, **_: Any) -> dict[str, Any]:
         version = next_version(run.published)
         report = {"best_round": number, "publication": {"version": version, "folder": str(run.published / version)}}
         partial = run.published / f".{version}.partial"
@@ -60,9 +61,9 @@ def test_a_version_that_was_in_place_before_its_report_is_not_published_again(
     run: RunFolder, published: list[str]
 ) -> None:
     with pytest.raises(Killed):
-        publish_study(None, run, 3, "report")  # type: ignore[arg-type]
+        publish_study(None, run, 3, "report", signer=None, audit=NO_AUDIT)  # type: ignore[arg-type]
     assert not run.report.exists()
-    report = publish_study(None, run, 3)  # type: ignore[arg-type]
+    report = publish_study(None, run, 3, signer=None, audit=NO_AUDIT)  # type: ignore[arg-type]
     assert published == ["v1"]
     assert json.loads(run.report.read_text()) == report
     assert report["publication"]["folder"] == str(run.published / "v1")
@@ -70,17 +71,17 @@ def test_a_version_that_was_in_place_before_its_report_is_not_published_again(
 
 def test_a_version_that_was_not_in_place_yet_is_published_once(run: RunFolder, published: list[str]) -> None:
     with pytest.raises(Killed):
-        publish_study(None, run, 3, "renamed")  # type: ignore[arg-type]
+        publish_study(None, run, 3, "renamed", signer=None, audit=NO_AUDIT)  # type: ignore[arg-type]
     (run.published / ".v1.partial" / MANIFEST).unlink()
     (run.published / ".v1.partial").rmdir()  # the next publication does so
-    publish_study(None, run, 3)  # type: ignore[arg-type]
+    publish_study(None, run, 3, signer=None, audit=NO_AUDIT)  # type: ignore[arg-type]
     assert list(published_versions(run.published)) == published == ["v1"]
 
 
 def test_other_weights_are_another_version(run: RunFolder, published: list[str]) -> None:
-    publish_study(None, run, 3)  # type: ignore[arg-type]
+    publish_study(None, run, 3, signer=None, audit=NO_AUDIT)  # type: ignore[arg-type]
     (run.models / "000003.tensors").write_bytes(b"other weights")
-    publish_study(None, run, 3)  # type: ignore[arg-type]
+    publish_study(None, run, 3, signer=None, audit=NO_AUDIT)  # type: ignore[arg-type]
     assert published == ["v1", "v2"]
 
 
@@ -90,8 +91,8 @@ def test_a_full_disk_for_the_report_is_said_and_the_version_is_kept(
     with monkeypatch.context() as patched:
         patched.setattr(failpoints, "_actions", failpoints.parse("report.before=error:ENOSPC"))
         with pytest.raises(RunFolderError, match=r"report\.json: cannot be written"):
-            publish_study(None, run, 3)  # type: ignore[arg-type]
-    publish_study(None, run, 3)  # type: ignore[arg-type]
+            publish_study(None, run, 3, signer=None, audit=NO_AUDIT)  # type: ignore[arg-type]
+    publish_study(None, run, 3, signer=None, audit=NO_AUDIT)  # type: ignore[arg-type]
     assert published == ["v1"]
 
 

@@ -443,11 +443,17 @@ def test_a_site_fetches_a_version_while_a_round_is_under_way_and_needs_no_plan(
     entry = {"file": "model.tflite", "sha256": sha256(b"x" * 1000).hex()}
     manifest = {"format": 1, "study": "digits", "version": "v1", "variants": [entry], "documents": {}}
     (version / "manifest.json").write_text(json.dumps(manifest))
-    found = fetch(coordinator.address, identities["beta"], tmp_path / "out", study="digits")
+    seen: list[bytes] = []
+
+    def verify(manifest: bytes, folder: Path) -> None:
+        seen.append(manifest)
+
+    found = fetch(coordinator.address, identities["beta"], tmp_path / "out", study="digits", verify=verify)
+    assert seen == [(version / "manifest.json").read_bytes()]
     assert (found.folder / "model.tflite").read_bytes() == b"x" * 1000
     assert not round_.done()
     with pytest.raises(IdentityError, match="'delta' is not in the cohort"):
-        fetch(coordinator.address, identities["delta"], tmp_path / "out")
+        fetch(coordinator.address, identities["delta"], tmp_path / "out", verify=verify)
 
 
 def test_a_site_that_first_connects_in_a_later_round_is_given_that_rounds_task(

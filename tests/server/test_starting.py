@@ -16,6 +16,7 @@ import tifffile
 from common.errors import PublishError, StudyError
 from common.inference.version_files import PublishedWeights, open_weights
 from common.models import build_network
+from common.security.audit import NO_AUDIT
 from common.study import Study
 from common.wire.tensors import write_tensors
 from server.continual import card_section, rows_of
@@ -23,6 +24,7 @@ from server.publishing import publish
 from server.results import Evaluated, publish_round
 from server.run_folder import RunFolder
 from server.starting import Start, check_fits, kept_start, starting_weights
+from tests.signers import coordinator_of
 
 
 def published_study(tiny_study: Callable[..., Study]) -> Study:
@@ -169,7 +171,18 @@ def test_a_holdout_that_the_study_before_cannot_use_does_not_cost_the_publicatio
     before = dataclasses.replace(study, task=dataclasses.replace(study.task, channels=3, modalities=("a", "b", "c")))
     before = dataclasses.replace(before, preprocessing=dataclasses.replace(study.preprocessing, intensity="percentile"))
     start = Start(weights, {"started_from": {"study": "tiny", "version": "v1", "sha256": "ab" * 32}}, before)
-    report = publish_round(study, run, 1, 0.5, Evaluated(study, folder), None, start, None)
+    report = publish_round(
+        study,
+        run,
+        1,
+        0.5,
+        Evaluated(study, folder),
+        None,
+        start,
+        None,
+        signer=coordinator_of(study.name),
+        audit=NO_AUDIT,
+    )
     assert report["publication"]["version"] == "v1" and report["holdout"]["cases"] == 1
     assert "continual" not in report and report["started_from"]["version"] == "v1"
     assert any("without the comparison" in record.getMessage() for record in caplog.records)

@@ -57,6 +57,7 @@ async def at_its_end(*arguments):
 
 coordinator.bind = lambda address, identity: (Server(), 1)
 coordinator.load_identity = lambda folder: None
+coordinator.coordinators_signer = lambda folder: None
 coordinator._coordinate = at_its_end
 study = load_study(pathlib.Path(sys.argv[1]))
 sys.exit(coordinator.run(study, RunFolder(pathlib.Path(sys.argv[2])), coordinator.Setup("127.0.0.1:1", pathlib.Path())))

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common.inference.signature import sign_manifest, signer_entry
+from common.security.signing import Signer
 from common.study import Study
 
 
@@ -44,4 +46,12 @@ def write_version(folder: Path, study: Study, files: dict[str, bytes], **changes
         "documents": {"study.yaml": {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    return folder
+
+
+def sign(folder: Path, signer: Signer, **changes: Any) -> Path:
+    """Signs a version as publishing does; `changes` go into the manifest before."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes | {"signer": signer_entry(signer)}))
+    sign_manifest(folder, signer)
     return folder

@@ -15,7 +15,7 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from common.errors import IdentityError, RunFolderError, UsageError
-from common.security import certificates
+from common.security import certificates, pem_files
 from common.security.certificates import (
     create_authority,
     ensure_simulation_identities,
@@ -299,7 +299,7 @@ def test_a_full_disk_is_no_matter_of_identity(tmp_path: Path, monkeypatch: pytes
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(*{"fsync": (certificates.os, "fsync", full), "mkdir": (Path, "mkdir", full)}[call])
+    monkeypatch.setattr(*{"fsync": (pem_files.os, "fsync", full), "mkdir": (Path, "mkdir", full)}[call])
     with pytest.raises(RunFolderError, match=r"cannot be written \(No space left on device\); free space"):
         ensure_simulation_identities(tmp_path / "identities", "nuclei", ["north"], HOSTS)
     with pytest.raises(RunFolderError, match="free space"):
