@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,23 @@ class Fetched:
     was_here: bool
 
 
-def fetch(address: Address, identity: Identity, out: Path, *, study: str = "", version: str = "") -> Fetched:
+def fetch(
+    address: Address,
+    identity: Identity,
+    out: Path,
+    *,
+    study: str = "",
+    version: str = "",
+    allow: Callable[[str], None] = lambda study: None,
+) -> Fetched:
     """Bring a published version to the folder `out`/<version>.
 
     Parameters
     ----------
     study : refuse another one; "" takes what the coordinator serves.
     version : such as "v3"; "" for the newest.
+    allow : called with the study that the coordinator announces, before anything is kept; raises where this site does
+        not want its models.
 
     Raises
     ------
@@ -76,7 +86,7 @@ def fetch(address: Address, identity: Identity, out: Path, *, study: str = "", v
         stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call]
         for tried in range(1, _TRIES + 1):
             try:
-                return _receive(stub.Fetch(request), out, study, version)
+                return _receive(stub.Fetch(request), out, study, version, allow)
             except grpc.RpcError as error:
                 raise _failure(address, error) from error
             except WireError:
@@ -85,7 +95,7 @@ def fetch(address: Address, identity: Identity, out: Path, *, study: str = "", v
     raise AssertionError("unreachable")
 
 
-def _receive(stream: Any, out: Path, study: str, wanted: str) -> Fetched:
+def _receive(stream: Any, out: Path, study: str, wanted: str, allow: Callable[[str], None]) -> Fetched:
     messages = iter(stream)
     try:
         head = next(messages, None)
@@ -93,6 +103,7 @@ def _receive(stream: Any, out: Path, study: str, wanted: str) -> Fetched:
             raise WireError("the coordinator's answer does not begin with what it will send; is it of this version?")
         version = head.version
         _check_head(version, study, wanted)
+        allow(version.study)
         folder = out / version.version
         size = sum(entry.blob.size for entry in version.files)
         if folder.exists():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.places import add_policy_option, default_work, policy_path
 from common.wording import counted, printable
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def add_model_commands(commands: Any) -> None:
     )
     fetch.add_argument("--version", default="", metavar="V", help="such as v3 (default: the newest)")
     fetch.add_argument("--out", type=Path, required=True, metavar="DIR", help="the version becomes a folder in here")
+    fetch.add_argument(
+        "--work", type=Path, metavar="DIR", help="this site's own folder, for its policy (default: wardround-SITE)"
+    )
+    add_policy_option(fetch)
     fetch.add_argument("--json", action="store_true", help="print JSON")
     fetch.set_defaults(handler=_fetch)
 
@@ -101,11 +106,26 @@ def _ended_in_order() -> Iterator[None]:
 
 def _fetch(options: argparse.Namespace) -> int:
     from client.fetch import fetch  # gRPC takes a while to load
+    from client.policy import fetch_violations, read_policy, violations_text
+    from common.errors import PolicyError
     from common.security.certificates import load_identity
     from common.wire.channel import parse_address
 
     address, identity = parse_address(options.coordinator), load_identity(options.identity)
-    found = fetch(address, identity, options.out, study=options.study, version=options.version)
+    path, required = policy_path(options.policy, options.work or default_work(identity.name))
+    assert path is not None, "a site has a work folder"
+    policy = read_policy(path, required=required).policy
+
+    def allow(study: str | None) -> None:
+        if violations := fetch_violations(policy, address.host, study):
+            points = "; ".join(violations_text(violations))
+            raise PolicyError(
+                f"this site's policy forbids it, so nothing was fetched: {points} ({path}); change the policy, or do "
+                "without this model"
+            )
+
+    allow(options.study or None)
+    found = fetch(address, identity, options.out, study=options.study, version=options.version, allow=allow)
     if options.json:
         result = {
             "folder": str(found.folder),

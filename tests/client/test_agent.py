@@ -26,6 +26,7 @@ import pytest
 
 from client import agent
 from client.agent import Agent
+from client.gate import Gate
 from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError, WardroundError
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity
 from common.wire import federation_pb2 as pb
@@ -213,12 +214,19 @@ class Running:
     """An agent in a thread, what it reported, and how it ended."""
 
     def __init__(
-        self, address: Address, identity: Identity, worker: Worker, folder: Path | None = None, site: str = "alpha"
+        self,
+        address: Address,
+        identity: Identity,
+        worker: Worker,
+        folder: Path | None = None,
+        site: str = "alpha",
+        gate: Gate | None = None,
     ) -> None:
         self.reports: list[dict[str, Any]] = []
         self._temporary = tempfile.TemporaryDirectory() if folder is None else None
         self.folder = folder or Path(self._temporary.name if self._temporary else "")
-        self.agent = Agent("digits", site, worker, address, identity, self.folder, self.reports.append)
+        report = self.reports.append
+        self.agent = Agent("digits", site, worker, address, identity, self.folder, report, gate=gate)
         self.end: Future[str] = Future()
         threading.Thread(target=self._run, daemon=True).start()
 
