@@ -31,6 +31,7 @@ from client.package import Package
 from common.disk import cannot_write
 from common.errors import ApprovalError, IdentityError
 from common.study import Study
+from common.wire.tensors import sync_folder
 
 APPROVALS_FILE = "approvals.jsonl"
 SIGNING_KEY = "signing.key"
@@ -201,6 +202,8 @@ class Approvals:
                 file.write(json.dumps(content, sort_keys=True, ensure_ascii=False).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
+            for folder in (self.path.parent, self.path.parent.absolute().parent):  # else a power cut takes a new file
+                sync_folder(folder)
         except OSError as error:
             raise cannot_write(self.path, error) from error
         return Record(len(records) + 1, content)

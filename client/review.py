@@ -26,8 +26,8 @@ from common.wording import counted, listed, printable
 if TYPE_CHECKING:
     from client.registry import DataSet
 
-_WIDTH = 14
-_LINE = 100
+_WIDTH = 22
+_LINE = 110
 
 
 @dataclass(frozen=True)
@@ -259,13 +259,13 @@ def privacy_words(privacy: StudyPrivacy) -> dict[str, str]:
     }
     spent = f"epsilon at most {privacy.epsilon:g} at delta {privacy.delta:g}; {units.get(privacy.unit, '')}"
     return {
-        "personal": "not used: all layers are shared"
+        "personal layers": "not used: all layers are shared"
         if privacy.personal == "none"
         else f"the {privacy.personal} layers stay at this site",
-        "differential": "not used: nothing bounds what an update says of one patient"
+        "differential privacy": "not used: nothing bounds what an update says of one patient"
         if privacy.unit == "none"
         else spent,
-        "secure sum": "the coordinator can read the sum of the updates only"
+        "secure aggregation": "the coordinator can read the sum of the updates only"
         if privacy.secure_aggregation
         else "not used: the coordinator can read this site's own update",
     }
