@@ -23,11 +23,19 @@ from cryptography.hazmat.primitives import hashes
 
 from client.control import Control, Ended, Said
 from client.datasets import Cancelled
+from client.gate import Gate, OpenGate
 from client.job import Job
 from client.room import MakeRoom, no_room
 from client.tasks import KINDS, Tasks
 from client.work import Keeper, Worker
-from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError
+from common.errors import (
+    ApprovalError,
+    DataError,
+    IdentityError,
+    NetworkError,
+    PlanMismatchError,
+    RunFolderError,
+)
 from common.security.audit import NO_AUDIT, Audit
 from common.security.certificates import Identity
 from common.version import VERSION
@@ -63,6 +71,7 @@ class Agent:
     report : called with a few words whenever what the agent does changes; from several threads.
     make_room : called where the disk is too full for a broadcast or an update, from several threads; see `MakeRoom`.
     audit : where this site records what it does.
+    gate : says which tasks are worked on.
     """
 
     def __init__(
@@ -75,7 +84,9 @@ class Agent:
         folder: Path,
         report: Any = lambda status: None,
         make_room: MakeRoom = no_room,
+        *,
         audit: Audit = NO_AUDIT,
+        gate: Gate | None = None,
     ) -> None:
         run = _run_of(identity)
         self._envelope = pb.Envelope(study=study, plan_digest=worker.digest, site=site)
@@ -98,6 +109,7 @@ class Agent:
             done=self._events.put,
             make_room=make_room,
             audit=audit,
+            gate=gate or OpenGate(),
         )
         self._audit = audit
         self._channel: Any = None
@@ -128,6 +140,7 @@ class Agent:
         IdentityError : the coordinator refuses this site's certificate, or is not who the certificate says.
         NetworkError : what answers at the address is no coordinator, or one whose certificate has another name.
         DataError : the site's data became unusable.
+        ApprovalError : the site's operator does not approve the study any more.
         RunFolderError : the site's work folder cannot be read or written any more.
         """
         self._report({"state": "connecting", "notice": ""})
@@ -196,7 +209,7 @@ class Agent:
             self._tasks.attend(control, stub)
             try:
                 return self._follow(control)
-            except (DataError, RunFolderError):
+            except (ApprovalError, IdentityError, DataError, RunFolderError):
                 control.finish(_LONGEST_PAUSE)  # the coordinator ends the stream when it has read the reason
                 raise
             finally:
@@ -222,7 +235,9 @@ class Agent:
                     return str(event.body.reason)
             elif isinstance(event.body, pb.Task):
                 try:
-                    self._tasks.begin(event.body, event.count)
+                    wait = self._tasks.begin(event.body, event.count)
+                    if wait is not None:
+                        self._again(event, wait)
                 except Cancelled:  # a newer message waits, or `stop`
                     if not self._stopping.is_set():
                         _log.info("round %d: given up, the coordinator has gone on", event.body.name.round)
@@ -235,6 +250,12 @@ class Agent:
                 _log.info("connected to %s (version %s)", self._address, event.body.version)
                 self._report({"notice": ""} if self._tasks.working else {"state": "connected", "notice": ""})
                 self._silent_until, self._welcomed, self._refusals, self._paused = 0.0, True, 0, ""
+
+    def _again(self, event: Said, seconds: float) -> None:
+        """Has a task come once more; by then it may be that of a line, or a wish, that is no more."""
+        timer = threading.Timer(seconds, self._events.put, [event])
+        timer.daemon = True
+        timer.start()
 
     def _next(self, control: Control) -> Any:
         """The next event; of tasks that wait, the newest is the one that counts."""

@@ -15,20 +15,23 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.approval_cli import add_approval_commands
 from client.audit_cli import add_audit_commands
 from client.command_line import CommandParser
 from client.data_cli import add_data_commands
 from client.model_cli import add_model_commands
+from client.places import Place, add_policy_option, command_text, default_work, places, policy_path
 from client.predict_cli import add_predict_command
 from client.site_status import SiteStatus, read_status, status_text
 from common.cli import exit_codes_epilog, run_command
-from common.errors import IdentityError, UsageError
+from common.errors import UsageError
 from common.study import Study, load_study
 from common.version import VERSION
 from common.wording import printable
 
 if TYPE_CHECKING:
     from client.datasets import SiteDataset
+    from client.gate import SiteGate
 
 CACHE_GB = 20.0
 
@@ -44,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"wardround-site {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    start = commands.add_parser("start", help="take part in a study until it is over")
+    start = commands.add_parser(
+        "start", help="take part in a study until it is over", description="Takes part in a study that was approved."
+    )
     start.add_argument("study", type=Path, metavar="STUDY", help="the coordinator's study file")
     start.add_argument("--site", action="append", required=True, help="this site's name, as in the study")
     start.add_argument(
@@ -63,8 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     start.add_argument(
         "--work", action="append", type=Path, help="folder for this site's own files (default: wardround-SITE)"
     )
+    add_policy_option(start)
     start.set_defaults(handler=_start)
 
+    add_approval_commands(commands)
     add_data_commands(commands)
     add_model_commands(commands)
     add_predict_command(commands)
@@ -88,30 +95,24 @@ def _start(options: argparse.Namespace) -> int:
     from common.wire.channel import parse_address
 
     study = load_study(options.study)
-    works = options.work or [Path(f"wardround-{site}") for site in options.site]
-    if not len(options.site) == len(options.data) == len(options.identity) == len(works):
-        raise UsageError("--site, --data, --identity and --work: give each the same number of times, in the same order")
     for site in options.site:
         if site not in study.cohort.sites:
             raise UsageError(
                 f"--site {site}: not in the study's cohort ({', '.join(study.cohort.sites)}); correct the name"
             )
     address = parse_address(options.coordinator)
-    identities = []
-    for site, folder in zip(options.site, options.identity, strict=True):
-        identity = load_identity(folder)
-        if identity.role != "site" or identity.name != site:
-            raise IdentityError(
-                f"{folder}: the certificate is of {identity.role} {identity.name!r}, not of site {site!r}; give "
-                "this site's own"
-            )
-        identities.append(identity)
+    here = places(options)
+    works = [place.work or default_work(place.site) for place in here]
+    identities = [load_identity(folder) for folder in options.identity]
+    gates = [_gate(options, study, place, work, address.host) for place, work in zip(here, works, strict=True)]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     with contextlib.ExitStack() as stack:
         statuses = [
             stack.enter_context(SiteStatus(work, study.name, site))
             for site, work in zip(options.site, works, strict=True)
         ]
+        for gate in gates:
+            gate.check()
         for status in statuses:
             status({"notice": "checking its data"})
         datasets = [
@@ -122,7 +123,8 @@ def _start(options: argparse.Namespace) -> int:
             status({"notice": "compiling the model, which takes up to half a minute"})
         configure_tensorflow(study.training.threads)
         from client.agent import Agent
-        from client.work import site_plan, site_worker
+        from client.policy import Proposal
+        from client.work import site_plan, site_worker, update_bytes
 
         plan = site_plan(study)
         workers = [site_worker(plan, dataset, work) for dataset, work in zip(datasets, works, strict=True)]
@@ -130,13 +132,37 @@ def _start(options: argparse.Namespace) -> int:
             AuditLog(work, f"site {site}", signer_in(folder), dataset.make_room)
             for site, folder, work, dataset in zip(options.site, options.identity, works, datasets, strict=True)
         ]
+        for gate, worker in zip(gates, workers, strict=True):
+            cases = worker.training_cases + worker.validation_cases
+            gate.complete(Proposal(study, cases, address.host, update_bytes(plan)))
         agents = [
-            Agent(study.name, site, worker, address, identity, work, status, dataset.make_room, audit)
-            for site, worker, identity, work, status, dataset, audit in zip(
-                options.site, workers, identities, works, statuses, datasets, audits, strict=True
+            Agent(study.name, site, worker, address, identity, work, status, dataset.make_room, audit=audit, gate=gate)
+            for site, worker, identity, work, status, dataset, audit, gate in zip(
+                options.site, workers, identities, works, statuses, datasets, audits, gates, strict=True
             )
         ]
         return _run(agents, options.site, statuses)
+
+
+def _gate(options: argparse.Namespace, study: Study, place: Place, work: Path, host: str) -> SiteGate:
+    """What must let this site pass, now and at every task."""
+    from client.approvals import Approvals, Subject
+    from client.gate import SiteGate
+    from client.package import installed_package
+    from client.policy import Proposal
+    from client.review import data_name
+    from common.network_sizes import size_without_tensorflow
+
+    assert place.data is not None, "the option is required"
+    subject = Subject(place.site, study, installed_package(), data_name(place.data, options.registry))
+    policy, required = policy_path(options.policy, work)
+    assert policy is not None, "a site has a work folder"
+    size = size_without_tensorflow(study)
+    proposal = Proposal(study, None, host, {"train": size.update_bytes} if size else {})
+    review = command_text("review", options.study, place, policy=options.policy)
+    approve = command_text("approve", options.study, place, "--by NAME", policy=options.policy)
+    todo = f"look at it with\n  {review}\nand, if it may run, approve it with\n  {approve}"
+    return SiteGate(Approvals(work, place.identity), subject, policy, proposal, policy_required=required, todo=todo)
 
 
 def _gigabytes(text: str) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,14 @@ class Fetched:
 
 
 def fetch(
-    address: Address, identity: Identity, out: Path, *, study: str = "", version: str = "", verify: Verify
+    address: Address,
+    identity: Identity,
+    out: Path,
+    *,
+    study: str = "",
+    version: str = "",
+    verify: Verify,
+    allow: Callable[[str], None] = lambda study: None,
 ) -> Fetched:
     """Bring a published version to the folder `out`/<version>.
 
@@ -64,6 +71,8 @@ def fetch(
     study : refuse another one; "" takes what the coordinator serves.
     version : such as "v3"; "" for the newest.
     verify : checks whose it is; nothing is kept where it raises.
+    allow : called with the study that the coordinator announces, before anything is kept; raises where this site does
+        not want its models.
 
     Raises
     ------
@@ -80,7 +89,7 @@ def fetch(
         stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call]
         for tried in range(1, _TRIES + 1):
             try:
-                return _receive(stub.Fetch(request), out, study, version, verify)
+                return _receive(stub.Fetch(request), out, study, version, verify, allow)
             except grpc.RpcError as error:
                 raise _failure(address, error) from error
             except WireError:
@@ -89,7 +98,7 @@ def fetch(
     raise AssertionError("unreachable")
 
 
-def _receive(stream: Any, out: Path, study: str, wanted: str, verify: Verify) -> Fetched:
+def _receive(stream: Any, out: Path, study: str, wanted: str, verify: Verify, allow: Callable[[str], None]) -> Fetched:
     messages = iter(stream)
     try:
         head = next(messages, None)
@@ -97,6 +106,7 @@ def _receive(stream: Any, out: Path, study: str, wanted: str, verify: Verify) ->
             raise WireError("the coordinator's answer does not begin with what it will send; is it of this version?")
         version = head.version
         _check_head(version, study, wanted)
+        allow(version.study)
         folder = out / version.version
         size = sum(entry.blob.size for entry in version.files)
         if folder.exists():

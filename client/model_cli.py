@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.places import add_policy_option, default_work, policy_path
 from client.trust import Trust, add_trust_options
 from common.errors import IdentityError
 from common.wording import counted, printable
@@ -41,7 +42,13 @@ def add_model_commands(commands: Any) -> None:
     )
     fetch.add_argument("--version", default="", metavar="V", help="such as v3 (default: the newest)")
     fetch.add_argument("--out", type=Path, required=True, metavar="DIR", help="the version becomes a folder in here")
-    fetch.add_argument("--work", type=Path, metavar="DIR", help="this site's own files, whose audit log records it")
+    fetch.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="this site's own folder, for its policy and its audit log (default: wardround-SITE)",
+    )
+    add_policy_option(fetch)
     add_trust_options(fetch, has_identity=True)
     fetch.add_argument("--json", action="store_true", help="print JSON")
     fetch.set_defaults(handler=_fetch)
@@ -110,18 +117,34 @@ def _ended_in_order() -> Iterator[None]:
 
 def _fetch(options: argparse.Namespace) -> int:
     from client.fetch import fetch  # gRPC takes a while to load
-    from common.security.audit import NO_AUDIT, AuditLog
+    from client.policy import fetch_violations, read_policy, violations_text
+    from common.errors import PolicyError
+    from common.security.audit import AuditLog
     from common.security.certificates import load_identity
     from common.security.signing import signer_in
     from common.wire.channel import parse_address
 
     address, identity = parse_address(options.coordinator), load_identity(options.identity)
     trust = Trust.of(options, options.identity)
-    audit = NO_AUDIT
-    if options.work is not None:
-        audit = AuditLog(options.work, f"site {identity.name}", signer_in(options.identity))
+    work = options.work or default_work(identity.name)
+    path, required = policy_path(options.policy, work)
+    assert path is not None, "a site has a work folder"
+    policy = read_policy(path, required=required).policy
+
+    def allow(study: str | None) -> None:
+        if violations := fetch_violations(policy, address.host, study):
+            points = "; ".join(violations_text(violations))
+            raise PolicyError(
+                f"this site's policy forbids it, so nothing was fetched: {points} ({path}); change the policy, or do "
+                "without this model"
+            )
+
+    allow(options.study or None)
+    audit = AuditLog(work, f"site {identity.name}", signer_in(options.identity))
     audit.record("model-asked-for", study=options.study, version=options.version, coordinator=str(address))
-    found = fetch(address, identity, options.out, study=options.study, version=options.version, verify=trust)
+    found = fetch(
+        address, identity, options.out, study=options.study, version=options.version, verify=trust, allow=allow
+    )
     if not found.was_here:
         audit.record("model-fetched", study=found.study, version=found.version, bytes=found.size)
     audit.close()

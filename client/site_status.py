@@ -12,10 +12,13 @@ from typing import IO, Any
 
 from common.disk import is_full
 from common.errors import (
+    ApprovalError,
     DataError,
     IdentityError,
     NetworkError,
     PlanMismatchError,
+    PolicyError,
+    PolicyFileError,
     RunFolderError,
     StudyError,
     WardroundError,
@@ -35,6 +38,9 @@ _NEXT: tuple[tuple[type[BaseException], str], ...] = (
         "Get the coordinator's study file and install its version of Wardround, then start it with these; the same "
         "command would be refused again.",
     ),
+    (ApprovalError, "Review the study, approve it if it may run, as the message says, then start the site again."),
+    (PolicyError, "Have the study changed, or change this site's policy, then start the site again."),
+    (PolicyFileError, "Correct the policy file as the message says, then start the site again."),
     (RunFolderError, f"See to the work folder as the message says. {AGAIN}"),
     (WardroundError, f"Remove the cause that the message names. {AGAIN}"),
 )

@@ -14,6 +14,7 @@ import grpc
 
 from client.control import Control
 from client.datasets import Cancelled
+from client.gate import Gate, Refusal
 from client.job import Job
 from client.outbox import Outbox, PendingUpdate, TaskKey
 from client.room import MakeRoom, no_room
@@ -53,6 +54,7 @@ class Tasks:
     done : called, in another thread, with a job that has ended; its `worked` is due then.
     make_room : called where the disk is full.
     audit : where it is recorded what comes and what goes, before it goes.
+    gate : says which tasks are worked on.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Tasks:
         done: Callable[[Job], None],
         make_room: MakeRoom = no_room,
         audit: Audit = NO_AUDIT,
+        gate: Gate,
     ) -> None:
         self._envelope = envelope
+        self._gate = gate
         self._worker = worker
         self._keeper = worker if isinstance(worker, Keeper) else None
         self._broadcasts = BroadcastStore(broadcasts, make_room)
@@ -93,11 +97,16 @@ class Tasks:
         """A control stream has opened, with the service beside it; None where it has ended."""
         self._control, self._stub, self._task = control, stub, None
 
-    def begin(self, task: pb.Task, count: int) -> None:
+    def begin(self, task: pb.Task, count: int) -> float | None:
         """Does a task, up to its work's beginning; goes on with what there is of it. `count`: see `Said`.
+
+        Returns
+        -------
+        None, or where the site's policy does not allow the task yet, the seconds after which to begin it again.
 
         Raises
         ------
+        ApprovalError, IdentityError : the study is not approved any more; the coordinator was told so.
         Cancelled : the coordinator asks something newer, or the agent is to stop.
         DataError, RunFolderError : the site cannot go on; the coordinator was told so.
         grpc.RpcError : the line broke.
@@ -108,15 +117,18 @@ class Tasks:
         if self._job is not None and self._job.key == key and not self._job.cancelled:
             self._job.task = task
             self._say(self._job, self._job.batch, self._job.batches)
-            return
+            return None
         self._end_job()
+        refusal = self._gate.refusal(key.kind, key.number)
+        if refusal is not None:
+            return self._refuse(task, key, refusal)
         try:
             self._audit.record("task-received", **_named(task.name), broadcast=task.broadcast.sha256.hex())
             pending = self._outbox.pending()
             if pending is not None and pending.key == key and self._fits(pending):
                 _log.info("round %d (%s): its update is here already, and is sent", key.number, key.kind)
                 self._deliver(pending, task)
-                return
+                return None
             self._settle(None)
             self._start(task, key, count)
         except RunFolderError:
@@ -129,6 +141,7 @@ class Tasks:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
             _log.info("round %d (%s): over already", key.number, key.kind)
+        return None
 
     def worked(self, job: Job) -> None:
         """A job has ended: sends its update if the coordinator waits for it; raises as `begin` does."""
@@ -145,6 +158,9 @@ class Tasks:
             raise job.error
         if job.pending is None or task is None or TaskKey.of(KINDS[task.name.kind], task) != job.key:
             return  # it is in the outbox until its task comes again
+        refusal = self._gate.refusal(job.key.kind, job.key.number)
+        if refusal is not None and refusal.error is not None:  # rejected meanwhile; hours bound when tasks begin
+            self._refuse(task, job.key, refusal)
         try:
             self._deliver(job.pending, task)
         except RunFolderError:
@@ -176,6 +192,16 @@ class Tasks:
             self._job.ended.wait(seconds)
 
     # --- the parts of a task ------------------------------------------------------------------------------------------
+
+    def _refuse(self, task: pb.Task, key: TaskKey, refusal: Refusal) -> float | None:
+        """Tells both sides why a task is not worked on; returns how long to wait, where that helps."""
+        _log.warning("round %d (%s): refused: %s", key.number, key.kind, refusal.words)
+        self._fail(task, refusal.reason)
+        if refusal.error is not None:
+            raise refusal.error
+        state = {"state": "refusing", "round": key.number, "batch": 0, "batches": 0}
+        self._report({**state, "notice": f"round {key.number} ({key.kind}): {refusal.words}"})
+        return refusal.opens_in
 
     def _start(self, task: pb.Task, key: TaskKey, count: int) -> None:
         control = self._control

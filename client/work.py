@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from common.wire.tensors import Array, TensorSpec
+from common.wire.tensors import Array, TensorSpec, encoded_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +107,12 @@ def site_plan(study: Study) -> StudyPlan:
     from common.models import operations_for
 
     return build_plan(study, operations_for(study))
+
+
+def update_bytes(plan: StudyPlan) -> dict[str, int]:
+    """The size of what is sent for a task, by its kind, to the byte."""
+    rounds = {"train": plan.train, "evaluate": plan.evaluate}
+    return {kind: encoded_size(one.sent) for kind, one in rounds.items() if one is not None}
 
 
 def site_worker(plan: StudyPlan, dataset: SiteDataset, folder: Path) -> Worker:

@@ -23,7 +23,7 @@ STOPPED: Final = 143  # 128 + SIGTERM
 EXIT_CODES: Final[Mapping[int, str]] = MappingProxyType(
     {
         0: "Success.",
-        2: "Wrong arguments, or a study file with an unknown key, a wrong type or an impossible value.",
+        2: "Wrong arguments, or a study or policy file with an unknown key, a wrong type or an impossible value.",
         3: "Images or labels are missing, unreadable, or do not fit each other or the study.",
         4: "The coordinator's port is in use, an address is malformed or not in the coordinator's certificate, or "
         "something else answers there.",
@@ -33,6 +33,8 @@ EXIT_CODES: Final[Mapping[int, str]] = MappingProxyType(
         8: "A message or a stored file is torn or damaged.",
         9: "The model could not be converted, or a published file does not do what it should.",
         10: "Training, evaluation or a whole study could not be completed.",
+        11: "The site's operator has not approved the study, or has rejected it, or an approval was tampered with.",
+        12: "The site's own policy forbids what was asked.",
         INTERNAL_ERROR: "A defect of Wardround; the message names a file with the details.",
         INTERRUPTED: "Interrupted by Ctrl-C; a simulation and `personalize` end so on SIGTERM and SIGHUP too.",
         BROKEN_PIPE: "Whoever read the output went away.",

@@ -26,6 +26,12 @@ class StudyError(WardroundError):
     exit_code = 2
 
 
+class PolicyFileError(WardroundError):
+    """A site's policy file has an unknown key, a wrong type or an impossible value, or cannot be read."""
+
+    exit_code = 2
+
+
 class DataError(WardroundError):
     """Images or labels are missing, unreadable, or do not fit each other or the study."""
 
@@ -78,3 +84,15 @@ class ProtocolError(WardroundError):
     """Secure aggregation was refused or could not be completed; `common.secure_aggregation.refusals` has the causes."""
 
     exit_code = 10
+
+
+class ApprovalError(WardroundError):
+    """A site's operator has not approved this study with this package, has rejected it, or the record was changed."""
+
+    exit_code = 11
+
+
+class PolicyError(WardroundError):
+    """The site's own policy forbids what was asked of it."""
+
+    exit_code = 12

@@ -2,7 +2,7 @@
 
 A field is a key, its type and annotations (`common.study_rules`) say what it may hold, and its default is what an
 absent key means. Relations are functions of everything that was `Found`, for rules that span several keys. Whatever is
-wrong is collected, and raised as one `StudyError` with a line for each problem.
+wrong is collected, and raised as one error with a line for each problem.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from common.errors import StudyError
+from common.errors import StudyError, WardroundError
 from common.study_rules import (
     Absent,
     Choice,
@@ -43,11 +43,13 @@ class Found:
     ----------
     root : the dataclass of the whole file.
     source : what messages call the file.
+    what : what kind of file it is.
     """
 
-    def __init__(self, root: type, source: str) -> None:
+    def __init__(self, root: type, source: str, what: str = "study file") -> None:
         self.root = root
         self.source = source
+        self.what = what
         self.values: dict[str, Any] = {}
         self.nodes: dict[str, Node] = {}
         self.problems: list[tuple[int, str]] = []
@@ -65,15 +67,23 @@ class Found:
         return [self.values[path] for path in paths] if all(path in self.values for path in paths) else None
 
 
-def read(root: type[_Section], text: str, source: str, relations: Iterable[Callable[[Found], None]] = ()) -> _Section:
-    """Parses a file into `root`. Raises StudyError with a line for each problem."""
-    node = _compose(root, text, source)
-    found = Found(root, source)
+def read(
+    root: type[_Section],
+    text: str,
+    source: str,
+    relations: Iterable[Callable[[Found], None]] = (),
+    *,
+    what: str = "study file",
+    error: type[WardroundError] = StudyError,
+) -> _Section:
+    """Parses a file into `root`; `what` it is called in messages. Raises `error` with a line for each problem."""
+    node = _compose(root, text, source, what, error)
+    found = Found(root, source, what)
     _read_section(root, "", node, found)
     for relation in relations:
         relation(found)
     if found.problems:
-        raise StudyError("\n".join(message for _, message in sorted(found.problems, key=lambda problem: problem[0])))
+        raise error("\n".join(message for _, message in sorted(found.problems, key=lambda problem: problem[0])))
     built = _build(root, "", found.values)
     assert isinstance(built, root)
     return built
@@ -167,7 +177,7 @@ def _given(
 ) -> dict[str, tuple[Node, Node]] | None:
     """The known keys of a section with their nodes; unknown and repeated ones become problems."""
     if not isinstance(node, MappingNode):
-        found.refuse(path or "study file", node, f"keys and values ({', '.join(known)})")
+        found.refuse(path or found.what, node, f"keys and values ({', '.join(known)})")
         return None
     given: dict[str, tuple[Node, Node]] = {}
     for key_node, value in node.value:
@@ -278,7 +288,7 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(Flow, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True))
 
 
-def _compose(root: type, text: str, source: str) -> Node:
+def _compose(root: type, text: str, source: str, what: str, failure: type[WardroundError]) -> Node:
     loader = None
     try:
         loader = _Loader(text)
@@ -286,22 +296,20 @@ def _compose(root: type, text: str, source: str) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        what = ", ".join(part for part in (error.context, error.problem) if part)
+        fault = ", ".join(part for part in (error.context, error.problem) if part)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        what = f"the character {chr(error.character)!r} is not allowed"
+        fault = f"the character {chr(error.character)!r} is not allowed"
     except (ValueError, OverflowError, RecursionError) as error:
         line = loader.line + 1 if loader else 1
-        what = (
+        fault = (
             "nested too deeply" if isinstance(error, RecursionError) else 'an escape such as "\\U" names no character'
         )
     else:
         if node is not None:
             return node
-        raise StudyError(
-            f"study file: expected keys and values ({', '.join(_fields_of(root))}), found none ({source}:1)"
-        )
-    raise StudyError(f"study file: not readable as YAML: {what} ({source}:{line})")
+        raise failure(f"{what}: expected keys and values ({', '.join(_fields_of(root))}), found none ({source}:1)")
+    raise failure(f"{what}: not readable as YAML: {fault} ({source}:{line})")
 
 
 def _mapping(keys: Mapping[str, str | float]) -> Node:

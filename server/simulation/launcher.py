@@ -47,6 +47,7 @@ from server.status import (
 )
 
 GRACE_SECONDS: Final = 8.0
+APPROVED_BY: Final = "simulation"
 IMAGES_PER_SITE: Final = 16
 HOLDOUT_IMAGES_PER_SITE: Final = 4
 _POLL_SECONDS: Final = 0.1
@@ -64,6 +65,7 @@ class Commands:
 
     coordinator: Sequence[str] = (*_PYTHON, "server.cli", "coordinator")
     site: Sequence[str] = (*_PYTHON, "client.cli", "start")
+    approve: Sequence[str] = (*_PYTHON, "client.cli", "approve")
 
 
 def simulate(
@@ -132,6 +134,10 @@ def simulate(
             )
         ensure_simulation_identities(folder.identity, study.name, study.cohort.sites, ["127.0.0.1", "localhost"])
         say("The simulation makes its own certificates; in a real study every hospital keeps its own key.")
+        say(
+            f"The simulation approves the study for its sites, by the name of {APPROVED_BY}; in a real study every "
+            "hospital reviews it and decides (wardround-site review, approve)."
+        )
         stop.by_flag = True
         launch = _Launch(study, folder, data.absolute(), commands or Commands(), console, stop, grace, old_holdout)
         try:
@@ -315,12 +321,19 @@ class _Launch:
     def run(self, *, in_process: bool) -> int:
         """Coordinator first, then the sites, then the view until the coordinator ends; the exit code."""
         coordinator = self._start_coordinator()
+        approval = self._approve()
         while (address := (self._read_status(coordinator) or {}).get("address")) is None:
             if (code := coordinator.exit_code()) is not None:
                 return self._ended(coordinator, code)
             if self.stop.requests:
                 return INTERRUPTED
             time.sleep(_POLL_SECONDS / 2)
+        while (code := approval.exit_code()) is None:  # it has ended long ago: the coordinator takes longer
+            if self.stop.requests:
+                return INTERRUPTED
+            time.sleep(_POLL_SECONDS / 2)
+        if code:
+            return self._ended(approval, code)
         sites = self._start_sites(str(address), in_process=in_process)
         with view(self.console) as shown:
             code = self._watch(coordinator, sites, shown)
@@ -343,6 +356,22 @@ class _Launch:
             command += ["--old-holdout", str(self.old_holdout)]
         return self.children.start("the coordinator", command, self.folder.log)
 
+    def _approve(self) -> _Child:
+        """What every hospital's operator does in a real study, by the same command, for all sites at once."""
+        command = [*self.commands.approve, str(self.folder.study), "--by", APPROVED_BY]
+        for site in self.study.cohort.sites:
+            command += self._place(site)
+        return self.children.start("the approval", command, self.folder.path / "sites" / "approval.log")
+
+    def _place(self, site: str) -> list[str]:
+        """A site's own options, the same in its approval and its start."""
+        return [
+            "--site", site,
+            "--data", str(self.data / site),
+            "--identity", str(self.folder.identity / "sites" / site),
+            "--work", str(self.folder.path / "sites" / site),
+        ]  # fmt: skip
+
     def _start_sites(self, address: str, *, in_process: bool) -> dict[_Child, list[str]]:
         """The processes, each with the sites in it."""
         folder = self.folder.path / "sites"
@@ -351,12 +380,7 @@ class _Launch:
         for sites in groups:
             command = [*self.commands.site, str(self.folder.study), "--coordinator", address]
             for site in sites:
-                command += [
-                    "--site", site,
-                    "--data", str(self.data / site),
-                    "--identity", str(self.folder.identity / "sites" / site),
-                    "--work", str(folder / site),
-                ]  # fmt: skip
+                command += self._place(site)
             name = "the sites" if in_process else f"site {sites[0]}"
             log = folder / f"{'all' if in_process else sites[0]}.log"
             started[self.children.start(name, command, log)] = sites

@@ -26,6 +26,7 @@ import pytest
 
 from client import agent
 from client.agent import Agent
+from client.gate import Gate
 from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError, WardroundError
 from common.security.audit import NO_AUDIT, Audit
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity
@@ -221,11 +222,13 @@ class Running:
         folder: Path | None = None,
         site: str = "alpha",
         audit: Audit = NO_AUDIT,
+        gate: Gate | None = None,
     ) -> None:
         self.reports: list[dict[str, Any]] = []
         self._temporary = tempfile.TemporaryDirectory() if folder is None else None
         self.folder = folder or Path(self._temporary.name if self._temporary else "")
-        self.agent = Agent("digits", site, worker, address, identity, self.folder, self.reports.append, audit=audit)
+        report = self.reports.append
+        self.agent = Agent("digits", site, worker, address, identity, self.folder, report, audit=audit, gate=gate)
         self.end: Future[str] = Future()
         threading.Thread(target=self._run, daemon=True).start()
 

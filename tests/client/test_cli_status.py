@@ -278,8 +278,10 @@ def test_start_says_starting_while_it_checks_its_data(
         raise DataError("image 0003.tif: cannot be read")
 
     monkeypatch.setattr(cli, "_dataset", check)
-    command = ["start", str(tmp_path / "study.yaml"), "--site", "north", "--data", str(tmp_path)]
-    command += ["--identity", str(tmp_path / "identities" / "sites" / "north"), "--coordinator", "localhost:1"]
-    assert main([*command, "--work", str(tmp_path)]) == 3
+    place = [str(tmp_path / "study.yaml"), "--site", "north", "--data", str(tmp_path), "--work", str(tmp_path)]
+    place += ["--identity", str(tmp_path / "identities" / "sites" / "north")]
+    assert main(["approve", *place, "--by", "Kim"]) == 0
+    capsys.readouterr()
+    assert main(["start", *place, "--coordinator", "localhost:1"]) == 3
     assert seen == [f"north in study {study.name}: starting\nchecking its data\n"]
     assert "failed, last seen starting\nimage 0003.tif" in said()

@@ -278,7 +278,7 @@ def test_every_failure_has_its_code_and_a_meaning(capsys: pytest.CaptureFixture[
     assert run_command(raises(DataError("x.tif: torn; restore it"))) == 3
     assert run_command(raises(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "error: x.tif: torn; restore it\nstopped\n"
-    assert {0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 70, 130, 141, 143} == set(EXIT_CODES)
+    assert {0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 70, 130, 141, 143} == set(EXIT_CODES)
 
 
 def test_help_knows_the_codes_of_the_operations_document_and_of_every_error() -> None:

@@ -28,6 +28,12 @@ from server.run_folder import RunFolder
 here = Path(__file__).parent
 plan = json.loads((here / "plan.json").read_text())
 role, arguments = sys.argv[1], sys.argv[2:]
+if role == "approve":
+    (here / "approve.arguments").write_text(json.dumps(arguments))
+    approval = plan.get("approve", {})
+    if approval.get("say"):
+        print(approval["say"], file=sys.stderr, flush=True)
+    sys.exit(approval.get("code", 0))
 def option(name):
     return [value for key, value in zip(arguments, arguments[1:]) if key == name]
 name = role if role == "coordinator" else "+".join(option("--site"))
@@ -66,7 +72,7 @@ fake, study, data, run, *flags = sys.argv[1:]
 command = (sys.executable, fake)
 sys.exit(run_command(lambda: simulate(
     Path(study), data=Path(data), run=Path(run), in_process="in-process" in flags, json_output="json" in flags,
-    commands=Commands((*command, "coordinator"), (*command, "site")), grace=1.5,
+    commands=Commands((*command, "coordinator"), (*command, "site"), (*command, "approve")), grace=1.5,
 )))
 """
 
@@ -280,6 +286,27 @@ def test_sites_are_told_where_everything_of_theirs_lies(launcher: Launcher) -> N
         }
         assert (run / "identity" / "sites" / site / "identity.key").exists()
     assert "--holdout" not in launcher.arguments("coordinator")
+
+
+def test_the_study_is_approved_for_every_site_as_the_sites_are_started_and_the_output_says_so(
+    launcher: Launcher,
+) -> None:
+    out = finished(launcher)
+    assert "The simulation approves the study for its sites, by the name of simulation" in out
+    study, *options = launcher.arguments("approve")
+    assert study == str(launcher.run.path / "study.yaml")
+    assert options[:2] == ["--by", "simulation"]
+    own = [options[i : i + 8] for i in range(2, len(options), 8)]
+    assert [place[1] for place in own] == SITES
+    for place in own:
+        assert place == [each for each in launcher.arguments(place[1])[1:] if each in place]
+
+
+def test_a_study_that_is_not_approved_starts_no_site(launcher: Launcher) -> None:
+    launcher.start({"approve": {"code": 12, "say": "error: north: violates this site's policy"}})
+    code, _, errors = launcher.end()
+    assert (code, errors.splitlines()[0]) == (12, "error: north: violates this site's policy")
+    assert [path.name for path in launcher.folder.glob("*.pid")] == ["coordinator.pid"]
 
 
 def test_in_process_starts_one_process_for_all_sites(launcher: Launcher) -> None:

@@ -110,6 +110,7 @@ class Setting:
         self.run = RunFolder(folder / "run")
         self.processes: list[Process] = []
         self.address = ""
+        self._approved: set[tuple[str | Path, ...]] = set()
 
     def identities(self, *sites: str) -> None:
         """Makes the certificates that `coordinator` and `site` use."""
@@ -135,13 +136,21 @@ class Setting:
         work: Path | None = None,
     ) -> Process:
         """Starts one process that hosts these sites; one alone may have another study file, identity, data or work."""
-        arguments: list[str | Path] = ["start", study or self.study, "--coordinator", self.address]
+        place: list[str | Path] = [study or self.study]
         for site in sites:
-            arguments += ["--site", site, "--data", data or self.data / site, "--work"]
-            arguments += [work or self.folder / "sites" / site]
-            arguments += ["--identity", identity or self.run.identity / "sites" / site]
+            place += ["--site", site, "--data", data or self.data / site, "--work"]
+            place += [work or self.folder / "sites" / site]
+            place += ["--identity", identity or self.run.identity / "sites" / site]
+        self.approve(*place)
         log = self.folder / f"{'+'.join(sites)}-{len(self.processes)}.log"
-        return self._start("wardround-site", arguments, log)
+        return self._start("wardround-site", ["start", *place, "--coordinator", self.address], log)
+
+    def approve(self, *place: str | Path) -> None:
+        """What the operators of these sites do before they start them; once for each study, data and folders."""
+        if place not in self._approved:
+            self._approved.add(place)
+            done = call("wardround-site", "approve", *place, "--by", "system tests")
+            assert done.returncode == 0, done.stderr
 
     def simulate(self, *flags: str) -> subprocess.CompletedProcess[str]:
         """Runs `wardround simulate` on the study to its end."""

@@ -48,7 +48,7 @@ def coordinator(study: Any, wardround: Callable[..., Any], without_tensorflow: P
 def site(study: Any, tmp_path: Path, wardround: Callable[..., Any], without_tensorflow: Path) -> Callable[..., Any]:
     """Calls `wardround-site start` with these options in place of its usual ones."""
 
-    def run(file: Path | None = None, **options: str | Path) -> Any:
+    def run(file: Path | None = None, *, approve: bool = True, **options: str | Path) -> Any:
         arguments = {
             "site": "east",
             "data": study.data / "east",
@@ -57,6 +57,11 @@ def site(study: Any, tmp_path: Path, wardround: Callable[..., Any], without_tens
             "coordinator": study.address,
         } | options
         flags = [part for name, value in arguments.items() for part in (f"--{name}", value)]
+        if approve:
+            place = [
+                part for name, value in arguments.items() if name != "coordinator" for part in (f"--{name}", value)
+            ]
+            wardround("wardround-site", "approve", file or study.study, *place, "--by", "Kim", first=without_tensorflow)
         return wardround("wardround-site", "start", file or study.study, *flags, first=without_tensorflow)
 
     return run
@@ -96,6 +101,22 @@ def test_a_misspelt_study_key_is_named_with_its_line_and_a_suggestion(
     file.write_text(study.study.read_text().replace("batch_size: 4", "bach_size: 4"))
     result = request.getfixturevalue(side)(file)
     assert_refused(result.returncode, result.stderr, 2, f"({file}:6)", "training.bach_size", "batch_size")
+
+
+def test_a_study_that_nobody_approved_is_refused(site: Callable[..., Any], study: Any) -> None:
+    result = site(approve=False)
+    assert_refused(
+        result.returncode, result.stderr, 11, "study short has not been approved here", "wardround-site approve", "--by"
+    )
+
+
+def test_a_study_that_violates_the_policy_is_refused(site: Callable[..., Any], tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("minimum_cohort: 2\n")
+    site(policy=policy)  # approved under this policy, which is met; then it is changed
+    policy.write_text("secure_aggregation: required\n")
+    result = site(policy=policy, approve=False)
+    assert_refused(result.returncode, result.stderr, 12, str(policy), "secure_aggregation: required")
 
 
 def test_a_port_in_use_is_named(coordinator: Callable[..., Any]) -> None:

@@ -132,6 +132,12 @@ class Bench:
             generate_hospitals(folder, seed=1, images_per_site=counts, holdout_per_site=1, size=64)
         return folder
 
+    def no_images(self) -> Path:
+        """A folder for light sites, which read no data."""
+        folder = self.folder / "no-images"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def identities(self, scenario: Scenario) -> Path:
         """The certificates of the study."""
         folder = self._of(scenario) / "identity"
@@ -249,17 +255,26 @@ class Arena:
             arguments += ["--listen", f"127.0.0.1:{self.port}", "--identity", self._identities / "coordinator"]
         else:
             command = "wardround-site" if self.scenario.real else "light-site"
-            data = self.bench.images() / role if self.scenario.real else Path()
+            data = self.bench.images() / role if self.scenario.real else self.bench.no_images()
             if not self.scenario.real:
                 environment["FAULTS_PLAN"] = str(self.bench.plan(self.scenario))
                 environment["FAULTS_BATCH_SECONDS"] = str(self.scenario.batch_seconds)
             port = self.proxies[role].port if role in self.proxies else self.port
-            arguments = ["start", self.study_file, "--site", role, "--data", data, "--work", self.work(role)]
-            arguments += ["--identity", self._identities / "sites" / role, "--coordinator", f"127.0.0.1:{port}"]
+            place = [self.study_file, "--site", role, "--data", data, "--work", self.work(role)]
+            place += ["--identity", self._identities / "sites" / role]
+            if self.starts[role] == 1:
+                self._approve(role, place)
+            arguments = ["start", *place, "--coordinator", f"127.0.0.1:{port}"]
         process = self.bench.zygote.start(command, arguments, self.folder / f"{role}.log", environment)
         process.name = role
         self.processes[role] = process
         return process
+
+    def _approve(self, role: str, place: Sequence[str | Path]) -> None:
+        """What the site's operator does before its first start."""
+        log = self.folder / f"approval-{role}.log"
+        code = self.bench.zygote.start("wardround-site", ["approve", *place, "--by", "fault tests"], log).wait(60)
+        assert code == 0, log.read_text()
 
     def work(self, site: str) -> Path:
         """The site's own folder."""

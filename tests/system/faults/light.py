@@ -4,7 +4,7 @@ A light site needs no images and no TensorFlow. What it sends is drawn from a ha
 the broadcast: the same bits whenever it is asked the same, and other bits when anything before went wrong.
 
     light-site plan STUDY FILE     compiles the study (with TensorFlow) and writes what its light sites need to know
-    light-site start ...           as `wardround-site start`; FAULTS_PLAN names that file
+    light-site start ...           as `wardround-site start`, once it was approved; FAULTS_PLAN names that file
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from common.wire.tensors import Array, TensorSpec
+from common.wire.tensors import Array, TensorSpec, encoded_size
 
 BATCHES = 4
 
@@ -135,6 +135,7 @@ def main(arguments: list[str]) -> int:
         client.cli: {"_dataset": lambda study, site, *rest: LightDataset(site)},
         client.work: {
             "site_plan": lambda study: plan,
+            "update_bytes": lambda plan: {"train": encoded_size(plan.sent)},
             "site_worker": lambda plan, dataset, folder: LightWorker(plan, dataset.site, seconds),
         },
     }

@@ -28,6 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from client.package import installed_package
+
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = {
     "wardround": "server.cli",
@@ -158,6 +160,7 @@ def _serve(control: socket.socket) -> None:
     for package in map(importlib.import_module, _PACKAGES):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    installed_package()  # its children run what is loaded now, whatever changes on disk meanwhile
     gc.collect()
     gc.freeze()  # children share the pages, as long as the collector writes nothing into them
     reading, writing = os.pipe()
