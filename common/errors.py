@@ -72,3 +72,7 @@ class TrainingError(WardroundError):
     """Training, evaluation or a whole study could not be completed."""
 
     exit_code = 10
+
+
+class BudgetSpentError(TrainingError):
+    """The next round would spend more privacy than the study, or the site, allows; it does not begin."""
