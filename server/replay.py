@@ -44,6 +44,7 @@ class Received:
 
     Attributes
     ----------
+    epsilon : what the site has spent of its privacy budget by then; None where there is none.
     outdated : its site has answered an earlier round anew since, as the run went back or lost an update. What a site
         keeps to itself from round to round (`training.personal`) is of that round then, and no longer of this one.
     """
@@ -57,6 +58,7 @@ class Received:
     work: float = 0.0
     upload: float = 0.0
     outdated: bool = False
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class RunHistory:
     states, models : the hex SHA-256 of what was written of a round. Older ones may have been removed since.
     trained : whether the last round is done.
     published : the version that the study ended with; "" before that.
+    ended : why it ended after the last saved round, before its last one; "" where it did not.
+    noised : the draws of noise that were added to sums of this run, each counts once.
     """
 
     rounds: Mapping[RoundKey, RoundHistory] = field(default_factory=dict)
@@ -98,11 +102,23 @@ class RunHistory:
     models: Mapping[int, str] = field(default_factory=dict)
     trained: bool = False
     published: str = ""
+    ended: str = ""
+    noised: frozenset[str] = frozenset()
 
     @property
     def saved(self) -> int:
         """The last round whose state is saved; 0 before the first."""
         return max(self.states, default=0)
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What each site has said last that it has spent of its privacy budget."""
+        found: dict[str, float] = {}
+        for round_ in self.rounds.values():
+            for site, received in round_.received.items():
+                if received.epsilon is not None:
+                    found[site] = max(received.epsilon, found.get(site, 0.0))
+        return found
 
     def find(self, kind: str, number: int, broadcast: str | None = None) -> RoundHistory | None:
         """The round of this broadcast, or of the last one that it was opened with."""
@@ -115,7 +131,7 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
     start = RunHistory() if before is None else before
     rounds, current = dict(start.rounds), dict(start.current)
     states, models = dict(start.states), dict(start.models)
-    trained, published = start.trained, start.published
+    trained, published, ended, noised = start.trained, start.published, start.ended, set(start.noised)
     last = max((key.number for key in rounds), default=0)
     for event in events:
         name = event["event"]
@@ -130,9 +146,13 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
             models[event["round"]] = event["sha256"]
         elif name == "returned":
             states = {number: digest for number, digest in states.items() if number <= event["round"]}
-            trained, published = False, ""
+            trained, published, ended = False, "", ""
         elif name == "trained":
             trained = True
+        elif name == "ended":
+            ended = event.get("reason") or ""
+        elif name == "noised":
+            noised.add(event.get("draw") or "")
         elif name == "published":
             published = event.get("version") or "" if trained else published
         else:
@@ -142,7 +162,7 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
                 rounds[key] = after(rounds[key], event)
                 if name == "received" and key.number < last:
                     _outdate(rounds, event["site"], event["round"])
-    return RunHistory(rounds, current, states, models, trained, published)
+    return RunHistory(rounds, current, states, models, trained, published, ended, frozenset(noised))
 
 
 def after(round_: RoundHistory, event: Event) -> RoundHistory:
@@ -161,6 +181,7 @@ def after(round_: RoundHistory, event: Event) -> RoundHistory:
             event.get("download", 0.0),
             event.get("work", 0.0),
             event.get("upload", 0.0),
+            epsilon=event.get("epsilon"),
         )
         refused = {other: reason for other, reason in round_.refused.items() if other != site}
         return replace(round_, attempt=attempt, received={**round_.received, site: taken}, refused=refused)

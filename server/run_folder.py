@@ -35,6 +35,7 @@ class RunFolder:
         self.start = path / "start"
         self.models = path / "models"
         self.updates = path / "updates"
+        self.privacy = path / "privacy"
         self.tensorboard = path / "tensorboard"
         self.published = path / "published"
         self.pending = path / "report.pending.json"
