@@ -18,6 +18,7 @@ from client.work import OnBatch, PlanWorker, Spent
 from common.errors import BudgetSpentError, DataError
 from common.privacy.accounting import epsilon_of, round_of_site
 from common.privacy.secrets import Secrets
+from common.version import VERSION
 from common.wire.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class PrivateWorker:
     def _key(self, round_number: int, broadcast: Sequence[Array]) -> bytes:
         """From what the round's randomness follows: its secret, and all that decides what is computed with it."""
         digest = hashlib.sha256(self._secrets.of(round_number))
-        digest.update(self._plan.digest + self._dataset.digest + round_number.to_bytes(8, "big"))
+        digest.update(self._plan.digest + self._dataset.digest + round_number.to_bytes(8, "big") + VERSION.encode())
         for value in broadcast:
             digest.update(f"{value.dtype.str}{value.shape}".encode())
             digest.update(value.tobytes())

@@ -59,6 +59,10 @@ class NoisyMeanFactory(tff.aggregators.WeightedAggregationFactory):  # type: ign
             mean = [tf.where(known, np.float32(np.nan), (part + own) / sites) for part, own in parts]
             return tf.nest.pack_sequence_as(total, mean)
 
+        @tff.tensorflow.computation(tff.TensorType(np.int64, [2]))
+        def forgotten(seed: tf.Tensor) -> tf.Tensor:
+            return tf.zeros_like(seed)
+
         @tff.tensorflow.computation
         def no_seed() -> tf.Tensor:
             return tf.zeros([2], tf.int64)
@@ -77,7 +81,7 @@ class NoisyMeanFactory(tff.aggregators.WeightedAggregationFactory):  # type: ign
             del weight
             total = inner.next(state["sum"], tff.federated_map(clip, value))
             mean = tff.federated_map(noised, (total.result, state["seed"]))
-            seed = tff.federated_eval(no_seed, tff.SERVER)
+            seed = tff.federated_map(forgotten, state["seed"])
             return tff.templates.MeasuredProcessOutput(
                 tff.federated_zip(collections.OrderedDict(sum=total.state, seed=seed)), mean, total.measurements
             )

@@ -133,9 +133,9 @@ def _noise_seed(state_type: tff.Type) -> int | None:
     place = 0
     for name, part in tff.structure.iter_elements(state_type):
         leaves = leaf_types(part)
-        if name == "aggregator" and isinstance(part, tff.StructType) and "seed" in dir(part):
-            found = [index for index, leaf in enumerate(leaves) if (leaf.dtype, leaf.shape) == (np.int64, (2,))]
-            return place + found[-1]
+        if name == "aggregator" and isinstance(part, tff.StructType) and "seed" in tff.structure.name_list(part):
+            before = tff.structure.name_list(part).index("seed")
+            return place + sum(len(leaf_types(part[index])) for index in range(before))
         place += len(leaves)
     return None
 

@@ -122,9 +122,6 @@ def test_the_same_round_from_other_weights_has_other_noise_and_counts_again(
     """Were the noise the same, the difference of the two updates would hold none of it."""
     worker = start()
     first = worker.work("train", 1, broadcast, _ignore)
-    other = [*broadcast]
-    other[0] = other[0] + np.float32(1e-30)  # of no weight in what is computed
-    assert not _same(broadcast, other) or broadcast[0].any()
     changed = [value.copy() for value in broadcast]
     changed[0].flat[0] = np.nextafter(changed[0].flat[0], np.float32(np.inf))
     second = worker.work("train", 1, changed, _ignore)

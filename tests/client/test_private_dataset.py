@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 from pathlib import Path
 
 import numpy as np
@@ -119,4 +118,3 @@ def test_the_digest_tells_which_images_of_which_patients_are_trained_on(folder: 
     part = tmp_path / "part"
     write_cases(part, NAMES[:-1])
     assert private_dataset(study, part).digest != first
-    random.seed(0)
