@@ -8,12 +8,13 @@ the coordinator's state lies in the arm's folder, and an arm that was interrupte
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import _private
 from benchmarks._pooled import Data, batches
 from common.errors import WireError
 from common.study import Study
@@ -35,7 +36,8 @@ def federate(data: Data, local: int, seed: int, folder: Path, kept: Collection[i
 
     Parameters
     ----------
-    data : with the study to train; all of its sites take part in all of its rounds.
+    data : with the study to train; all of its sites take part in all of its rounds. With patient-level privacy each
+        image counts as a patient.
     local : gradient steps of each site in a round.
     seed : of patches and augmentations; the initial weights follow from the study's.
     folder : of this arm alone.
@@ -61,21 +63,23 @@ def federate(data: Data, local: int, seed: int, folder: Path, kept: Collection[i
     if (found := checkpoint(folder)) is not None:
         state, done = found[:-1], int(found[-1])
         print(f"going on after round {done}", flush=True)
-    streams = {
-        site: iter(
-            batches(
-                dataclasses.replace(data, training={site: data.training[site]}),
-                study.augmentation,
-                rounds * local,
-                1000 * seed + number,  # each site has one of its own
-                done * local,
-            )
-        )
-        for number, site in enumerate(sites)
-    }
+    private = study.privacy.unit == "patient"
+
+    def stream(site: str, number: int) -> Iterator[Any]:
+        own_seed = 1000 * seed + number  # each site has one of its own
+        if private:
+            return _private.private_steps(study, data.training[site], rounds * local, own_seed, done * local)
+        own = dataclasses.replace(data, training={site: data.training[site]})
+        return iter(batches(own, study.augmentation, rounds * local, own_seed, done * local))
+
+    streams = {site: stream(site, number) for number, site in enumerate(sites)}
     element = (
-        tf.TensorSpec([None, *study.preprocessing.patch, study.task.channels], tf.float32),
-        tf.TensorSpec([None, *study.preprocessing.patch], tf.uint8),
+        _private.element(study)
+        if private
+        else (
+            tf.TensorSpec([None, *study.preprocessing.patch, study.task.channels], tf.float32),
+            tf.TensorSpec([None, *study.preprocessing.patch], tf.uint8),
+        )
     )
     for number in range(done + 1, rounds + 1):
         broadcast = to_numpy(plan.prepare(*state))
@@ -86,8 +90,9 @@ def federate(data: Data, local: int, seed: int, folder: Path, kept: Collection[i
             plan.accumulate(total, plan.work(dataset, broadcast))
         leaves = to_numpy(plan.update(state, plan.report(*total)))
         state = leaves[:state_leaves]
-        loss = next(float(value) for value in leaves[state_leaves:] if value.dtype == np.float32 and not value.ndim)
-        print(f"round {number} of {rounds}, {number * local} steps a site: loss {loss:.3f}", flush=True)
+        told = [value for value in leaves[state_leaves:] if value.dtype == np.float32 and not value.ndim]
+        loss = f": loss {float(told[0]):.3f}" if told else ""  # private training tells none
+        print(f"round {number} of {rounds}, {number * local} steps a site{loss}", flush=True)
         if number in kept:
             weights = to_numpy(plan.prepare(*state))[:weights_leaves]  # a broadcast begins with the model
             write_tensors(snapshot(folder, number * local * len(sites)), weights)

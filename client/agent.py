@@ -27,7 +27,7 @@ from client.gate import Gate, OpenGate
 from client.job import Job
 from client.room import MakeRoom, no_room
 from client.tasks import KINDS, Tasks
-from client.work import Keeper, Worker
+from client.work import Keeper, Spender, Worker
 from common.errors import (
     ApprovalError,
     DataError,
@@ -91,7 +91,11 @@ class Agent:
         run = _run_of(identity)
         self._envelope = pb.Envelope(study=study, plan_digest=worker.digest, site=site)
         self._site = site
-        self._worker = worker.of_run(run) if isinstance(worker, Keeper) else worker
+        if isinstance(worker, Keeper):
+            worker = worker.of_run(run)
+        elif isinstance(worker, Spender):
+            worker = worker.for_run(run)
+        self._worker = worker
         self._address = address
         self._identity = identity
         self._report = report

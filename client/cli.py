@@ -69,6 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--work", action="append", type=Path, help="folder for this site's own files (default: wardround-SITE)"
     )
     add_policy_option(start)
+    start.add_argument(
+        "--epsilon-ceiling",
+        type=_positive,
+        metavar="E",
+        help="the most privacy that all studies of a work folder may spend together, whatever their own budgets "
+        "(patient-level privacy; default: each study's budget alone)",
+    )
     start.set_defaults(handler=_start)
 
     add_approval_commands(commands)
@@ -127,7 +134,10 @@ def _start(options: argparse.Namespace) -> int:
         from client.work import site_plan, site_worker, update_bytes
 
         plan = site_plan(study)
-        workers = [site_worker(plan, dataset, work) for dataset, work in zip(datasets, works, strict=True)]
+        workers = [
+            site_worker(plan, dataset, work, epsilon_ceiling=options.epsilon_ceiling, report=status)
+            for dataset, work, status in zip(datasets, works, statuses, strict=True)
+        ]
         audits = [
             AuditLog(work, f"site {site}", signer_in(folder), dataset.make_room)
             for site, folder, work, dataset in zip(options.site, options.identity, works, datasets, strict=True)
@@ -165,6 +175,16 @@ def _gate(options: argparse.Namespace, study: Study, place: Place, work: Path, h
     return SiteGate(Approvals(work, place.identity), subject, policy, proposal, policy_required=required, todo=todo)
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
+
+
 def _gigabytes(text: str) -> float:
     try:
         value = float(text)
@@ -179,7 +199,7 @@ def _dataset(study: Study, site: str, data: str, work: Path, registry: Path | No
     """The site's cases that are fit for the study, and what keeps others out."""
     from client.case_cache import CaseCache
     from client.data_selection import select
-    from client.datasets import SiteDataset
+    from client.datasets import site_dataset
 
     cases = select(study, data, work, registry)
     for finding in cases.findings:
@@ -187,7 +207,7 @@ def _dataset(study: Study, site: str, data: str, work: Path, registry: Path | No
             logging.warning("%s: %s %s", site, finding.code, printable(finding.message))
     cache = CaseCache(work / "cache", int(cache_gb * 1e9))
     cache.keep_only({cases.key(case, study) for case in cases.cases})
-    dataset = SiteDataset(study, site, cases, cache)
+    dataset = site_dataset(study, site, cases, cache)
     logging.info(
         "%s: %d training and %d validation cases, %d kept out by errors, %d warnings",
         site,

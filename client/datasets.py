@@ -59,7 +59,7 @@ class Draw:
 
 
 class SiteDataset:
-    """The cases of one site, split into training and validation.
+    """The cases of one site, split into training and validation; see `client.private_dataset` for private training.
 
     Parameters
     ----------
@@ -104,14 +104,22 @@ class SiteDataset:
 
         `on_batch` is called with the index of each batch as it is drawn; it may raise `Cancelled`, which ends the data.
         """
+        return self._drawn(Draw(self._study.name, self._study.seed, round_number, self._site), on_batch)
+
+    def _drawn(self, draw: Any, on_batch: OnBatch) -> Any:
+        """The `tf.data.Dataset` of what a draw gives."""
         import tensorflow as tf
 
-        study = self._study
         number = next(self._numbers)
-        self._rounds[number] = Draw(study.name, study.seed, round_number, self._site), on_batch
-        data = tf.data.experimental.from_variant(self._pipeline(number), self._vary.input_signature[:2])
+        self._rounds[number] = draw, on_batch
+        data = tf.data.experimental.from_variant(self._pipeline(number), self._element)
         weakref.finalize(data, self._rounds.pop, number)
         return data
+
+    @property
+    def _element(self) -> tuple[Any, ...]:
+        """The type of an element of the training data, as tensor specs."""
+        return tuple(self._vary.input_signature[:2])
 
     @cached_property
     def _pipeline(self) -> Any:
@@ -122,35 +130,37 @@ class SiteDataset:
         """
         import tensorflow as tf
 
-        images, labels, _ = self._vary.input_signature
+        element = self._element
         options = tf.data.Options()
         options.autotune.enabled = False  # nothing is left to it, and it would look on from a thread of its own
 
         def pipeline(number: Any) -> Any:
-            data = tf.data.Dataset.from_generator(
-                self._varied_batches, args=(number,), output_signature=(images, labels)
-            )
+            data = tf.data.Dataset.from_generator(self._batches, args=(number,), output_signature=element)
             return tf.data.experimental.to_variant(data.prefetch(2).with_options(options))
 
         return tf.function(pipeline, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
 
-    def _varied_batches(self, number: int) -> Iterator[tuple[Any, Any]]:
+    def _batches(self, number: int) -> Iterator[tuple[Any, ...]]:
         """The batches of one of `_rounds`; after them nothing, or `failure`."""
         draw, on_batch = self._rounds[int(number)]
-        seeds = draw.generator("augment").integers(2**31, size=(self.training_batches, 2), dtype=np.int32)
-        size = self._study.training.batch_size
         try:
-            for index, (images, labels) in enumerate(self._training_batches(draw)):
-                on_batch(index)
-                drawn = min(size, self.patches - index * size)
-                # Not by `Dataset.map`, which would set the function up anew in every round: up to a second.
-                varied = self._vary(_as_tensor(images), _as_tensor(labels), seeds[index])
-                yield tuple(values[:drawn] for values in varied) if drawn < size else varied
+            yield from self._elements(draw, on_batch)
         except Cancelled:
             return
         except DataError as error:
             self.failure = DataError(f"site {self._site}: {error}")
             return
+
+    def _elements(self, draw: Any, on_batch: OnBatch) -> Iterator[tuple[Any, ...]]:
+        """What `_batches` gives. Raises Cancelled, and DataError where a case cannot be read."""
+        seeds = draw.generator("augment").integers(2**31, size=(self.training_batches, 2), dtype=np.int32)
+        size = self._study.training.batch_size
+        for index, (images, labels) in enumerate(self._training_batches(draw)):
+            on_batch(index)
+            drawn = min(size, self.patches - index * size)
+            # Not by `Dataset.map`, which would set the function up anew in every round: up to a second.
+            varied = self._vary(as_tensor(images), as_tensor(labels), seeds[index])
+            yield tuple(values[:drawn] for values in varied) if drawn < size else varied
 
     @cached_property
     def _vary(self) -> Any:
@@ -200,10 +210,10 @@ class SiteDataset:
                 yield images, labels
                 images, labels = self._empty_batch()
 
-    def _empty_batch(self) -> Batch:
-        """Zeros where TensorFlow can use them without a copy."""
+    def _empty_batch(self, size: int | None = None) -> Batch:
+        """Zeros where TensorFlow can use them without a copy; `size` is the study's batch size unless given."""
         study = self._study
-        shape = (study.training.batch_size, *study.preprocessing.patch)
+        shape = (study.training.batch_size if size is None else size, *study.preprocessing.patch)
         return _aligned((*shape, study.task.channels), np.float32), _aligned(shape, np.uint8)
 
     def _order(self, draw: Draw) -> Iterator[Case]:
@@ -286,7 +296,7 @@ def _aligned(shape: tuple[int, ...], dtype: type) -> npt.NDArray[Any]:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _as_tensor(array: npt.NDArray[Any]) -> Any:
+def as_tensor(array: npt.NDArray[Any]) -> Any:
     """The same memory as a tensor, which keeps it; nobody may write to it from here on."""
     import tensorflow as tf
 
@@ -297,3 +307,12 @@ def _has_thick_slices(study: Study) -> bool:
     """Whether slices are so much thicker than pixels are wide that turning them into each other would shear."""
     spacing = study.preprocessing.spacing
     return spacing is not None and len(spacing) == 3 and spacing[0] > _THICK * max(spacing[1:])
+
+
+def site_dataset(study: Study, site: str, cases: SiteCases, cache: CaseCache | None = None) -> SiteDataset:
+    """The data set for the study: of steps of patients where its training is private."""
+    if study.privacy.unit == "patient":
+        from client.private_dataset import PrivateSiteDataset
+
+        return PrivateSiteDataset(study, site, cases, cache)
+    return SiteDataset(study, site, cases, cache)

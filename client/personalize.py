@@ -27,7 +27,7 @@ from common.inference.lite import class_indices
 from common.inference.published import Verify
 from common.inference.version_files import PublishedWeights, open_weights
 from common.metrics.overlap import OverlapCounts, count_overlap
-from common.study import Study
+from common.study import NO_PRIVACY, Study
 from common.wire.tensors import Array
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def tuning_study(study: Study, epochs: int, rate: float) -> Study:
             ),
             server_optimizer=dataclasses.replace(training.server_optimizer, name="sgd", learning_rate=1.0),
         ),
+        privacy=NO_PRIVACY,  # what is trained here stays here
     )
 
 

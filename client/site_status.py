@@ -155,6 +155,11 @@ def status_text(status: dict[str, Any]) -> str:
     if state in (STOPPED, FAILED):
         state += f", last seen {status['last_state']}"
     lines = [f"{status['site']} in study {status['study']}: {state}{where}"]
+    if privacy := status.get("privacy"):
+        lines.append(
+            f"privacy: epsilon {privacy['epsilon']:.2f} of {privacy['budget']:g} spent in this study, at delta "
+            f"{privacy['delta']:g}; it protects {privacy['protects']}"
+        )
     if status.get("notice"):
         lines.append(status["notice"])
     if status.get("next_step", lines[-1]) != lines[-1]:

@@ -19,8 +19,9 @@ from client.job import Job
 from client.outbox import Outbox, PendingUpdate, TaskKey
 from client.room import MakeRoom, no_room
 from client.transfer import BroadcastStore, join_scalars, upload, was_taken
-from client.work import Keeper, Worker
-from common.errors import DataError, RunFolderError, WireError
+from client.work import Keeper, Spender, Worker
+from common.errors import BudgetSpentError, DataError, RunFolderError, WireError
+from common.privacy.accounting import BUDGET_SPENT
 from common.security.audit import NO_AUDIT, Audit
 from common.wire import federation_pb2 as pb
 from common.wire.partial import disk_hit
@@ -75,6 +76,7 @@ class Tasks:
         self._gate = gate
         self._worker = worker
         self._keeper = worker if isinstance(worker, Keeper) else None
+        self._spender = worker if isinstance(worker, Spender) else None
         self._broadcasts = BroadcastStore(broadcasts, make_room)
         self._outbox = Outbox(updates, make_room)
         self._stopping = stopping
@@ -149,6 +151,11 @@ class Tasks:
             return
         self._job = None
         task = self._task
+        if isinstance(job.error, BudgetSpentError):  # the site stays: it validates, and hears the study's end
+            _log.warning("%s", job.error)
+            self._fail(job.task, BUDGET_SPENT)
+            self._report({"state": "waiting", "batch": 0, "batches": 0, "notice": str(job.error)})
+            return
         if job.error is not None:
             reason = "its work folder can no longer be used"
             if isinstance(job.error, DataError):
@@ -184,6 +191,8 @@ class Tasks:
                 error.details(),
             )
         self._broadcasts.clear()
+        if self._spender is not None:
+            self._spender.finished()
 
     def cancel(self, seconds: float) -> None:
         """Ends the work; waits so long for a batch under way."""
@@ -313,12 +322,17 @@ class Tasks:
         return self._keeper.held(pending.key.number).hex() == pending.kept
 
     def _header(self, pending: PendingUpdate, name: pb.TaskName) -> pb.UploadHeader:
+        privacy = None
+        if self._spender is not None and pending.key.kind == "train":
+            spent = self._spender.spent()
+            privacy = pb.Privacy(epsilon=spent.epsilon, delta=spent.delta)
         return pb.UploadHeader(
             envelope=self._envelope,
             task=name,
             blob=pb.Blob(sha256=pending.sha256, size=pending.size),
             timing=pb.Timing(download=pending.download, work=pending.work, cases=pending.cases),
             broadcast_sha256=bytes.fromhex(pending.key.broadcast),
+            privacy=privacy,
         )
 
     def _end_job(self) -> None:

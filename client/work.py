@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from common.wire.tensors import Array, TensorSpec, encoded_size
 
@@ -63,6 +64,31 @@ class Keeper(Protocol):
         """Whether the coordinator took the update."""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """The privacy that a site has spent in a study so far: epsilon at delta."""
+
+    epsilon: float
+    delta: float
+
+
+@runtime_checkable
+class Spender(Protocol):
+    """A worker whose training spends a privacy budget. Its `work` raises BudgetSpentError where a round would pass it.
+
+    Its methods raise RunFolderError where the work folder cannot be read or written.
+    """
+
+    def for_run(self, run: bytes) -> Worker:
+        """The worker for the run that these bytes identify."""
+
+    def spent(self) -> Spent:
+        """What all rounds that may have left have spent together."""
+
+    def finished(self) -> None:
+        """The study is over."""
+
+
 class PlanWorker:
     """Trains and evaluates by the plan on a site's data set."""
 
@@ -115,8 +141,32 @@ def update_bytes(plan: StudyPlan) -> dict[str, int]:
     return {kind: encoded_size(one.sent) for kind, one in rounds.items() if one is not None}
 
 
-def site_worker(plan: StudyPlan, dataset: SiteDataset, folder: Path) -> Worker:
-    """Who does a site's work; `folder` is the site's own, where personal layers are kept."""
+def site_worker(
+    plan: StudyPlan,
+    dataset: SiteDataset,
+    folder: Path,
+    *,
+    epsilon_ceiling: float | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda status: None,
+) -> Worker:
+    """Who does a site's work.
+
+    Parameters
+    ----------
+    dataset : as `client.cli` made it: a `PrivateSiteDataset` where the study has `privacy.unit: patient`.
+    folder : the site's own, where personal layers and the ledger of privacy are kept.
+    epsilon_ceiling, report : see `PrivateWorker`.
+
+    Raises
+    ------
+    DataError, RunFolderError : see `PrivateWorker`.
+    """
+    if plan.study.privacy.unit == "patient":
+        from client.private import PrivateWorker
+        from client.private_dataset import PrivateSiteDataset
+
+        assert isinstance(dataset, PrivateSiteDataset), "made for another study"
+        return PrivateWorker(plan, dataset, folder / "privacy", ceiling=epsilon_ceiling, report=report)
     worker = PlanWorker(plan, dataset)
     if plan.study.training.personal == "none":
         return worker

@@ -96,3 +96,7 @@ class PolicyError(WardroundError):
     """The site's own policy forbids what was asked of it."""
 
     exit_code = 12
+
+
+class BudgetSpentError(TrainingError):
+    """The next round would spend more privacy than the study, or the site, allows; it does not begin."""

@@ -249,6 +249,41 @@ class Publishing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Privacy:
+    """Differential privacy: whose data the noise hides, how much of it there is, and the budget that ends the study.
+
+    `unit` "patient": each site trains by DP-SGD, so that its updates hide each of its patients. "site": the coordinator
+    clips each site's update and adds noise to their sum, so that the model hides each site. `epsilon` at `delta` is the
+    budget: no round begins that would pass it. Noise has the standard deviation `noise_multiplier` * `clip_norm`.
+
+    With "patient" a round is `steps_per_round` steps. In each, every patient takes part by chance, `patients_per_step`
+    are expected, and gives the gradient of `crops_per_patient` patches, clipped to the norm `clip_norm`. With "site"
+    `clip_norm` is that of a site's update.
+    """
+
+    unit: Literal["none", "patient", "site"] = "none"
+    epsilon: Annotated[float, Number(above=0, maximum=1000), When("unit", ("patient", "site"), 0.0)]
+    delta: Annotated[float, Number(above=0, maximum=0.1), When("unit", ("patient", "site"), 1e-5)]
+    noise_multiplier: Annotated[float, Number(above=0, maximum=1000), When("unit", ("patient", "site"), 1.0)]
+    clip_norm: Annotated[float, Number(above=0, maximum=1e6), When("unit", ("patient", "site"), 1.0)]
+    patients_per_step: Annotated[float, Number(minimum=1, maximum=1e6), When("unit", ("patient",), 8.0)]
+    steps_per_round: Annotated[int, Integer(1, 10_000), When("unit", ("patient",), 10)]
+    crops_per_patient: Annotated[int, Integer(1, 1000), When("unit", ("patient",), 1)]
+
+
+NO_PRIVACY = Privacy(
+    unit="none",
+    epsilon=0.0,
+    delta=0.0,
+    noise_multiplier=0.0,
+    clip_norm=0.0,
+    patients_per_step=0.0,
+    steps_per_round=0,
+    crops_per_patient=0,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """A whole study file, every default resolved."""
 
@@ -264,6 +299,7 @@ class Study:
     cohort: Cohort
     evaluation: Annotated[Evaluation, Absent()]
     publishing: Annotated[Publishing, Absent()]
+    privacy: Annotated[Privacy, Absent(), Later()] = NO_PRIVACY
 
     def canonical(self) -> str:
         """Canonical JSON, every default resolved: files that mean the same give the same text."""
@@ -420,6 +456,34 @@ def _fold_is_one_of_the_folds(found: Found) -> None:
         found.refuse(path, found.nodes[path], expected)
 
 
+def _privacy_is_whole(found: Found) -> None:
+    if (known := found.known("privacy.unit")) is None or known[0] == "none":
+        return
+    unit = known[0]
+    if found.known("privacy.epsilon") == [0.0]:
+        found.refuse("privacy.epsilon", found.nodes["privacy.unit"], "a number above 0, the budget", "nothing")
+    path = "model.normalization"
+    if found.known(path) == ["batch"]:
+        expected = f"no batch normalization with privacy.unit: {unit} (its statistics are neither clipped nor noised)"
+        found.refuse(path, found.nodes[path], expected)
+    path = "training.weighting"
+    if path not in found.nodes:
+        found.values[path] = "equal"
+    elif found.known(path) == ["examples"]:
+        expected = f"equal with privacy.unit: {unit} (a weight would tell of the data)"
+        found.refuse(path, found.nodes[path], expected)
+    if unit != "patient":
+        return
+    for path, left, instead in (
+        ("training.clip_norm", None, "privacy.clip_norm bounds each patient's gradient"),
+        ("training.patches_per_epoch", None, "privacy.steps_per_round says how long a round is"),
+        ("training.local_epochs", 1, "privacy.steps_per_round says how long a round is"),
+    ):
+        if path in found.nodes and (known := found.known(path)) and known[0] != left:
+            shown = "null" if left is None else left
+            found.refuse(path, found.nodes[path], f"{shown} with privacy.unit: patient ({instead})")
+
+
 _RELATIONS: tuple[Callable[[Found], None], ...] = (
     _classes_fit_labels,
     _keys_fit_the_model,
@@ -432,4 +496,5 @@ _RELATIONS: tuple[Callable[[Found], None], ...] = (
     _warmup_fits_rounds,
     _float32_is_published,
     _fold_is_one_of_the_folds,
+    _privacy_is_whole,
 )

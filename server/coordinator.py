@@ -225,12 +225,16 @@ async def _coordinate(
 
     from server.data_source import SiteDataSource
     from server.federation import Federation
+    from server.noise import Noise
     from server.program import Learning, Releases, run_study
     from server.service import answer
     from server.state import FileStateManager, ModelReleaseManager
 
-    ledger = SiteLedger(run.sites)
-    federation = Federation(plan, run.updates, journal, changed=status.changed, round_closed=ledger.record, audit=audit)
+    noise = Noise(study, run.privacy, journal) if study.privacy.unit == "site" else None
+    ledger = SiteLedger(run.sites, (lambda: noise.epsilon) if noise is not None else None)
+    federation = Federation(
+        plan, run.updates, journal, changed=status.changed, round_closed=ledger.record, audit=audit, noise=noise
+    )
     status.federation = federation
     await answer(server, federation, run.published)
     status.set(state="waiting for sites")
@@ -261,7 +265,7 @@ async def _coordinate(
             validation_data=SiteDataSource(sites, plan.evaluate.process.next.type_signature.parameter[1])
             if plan.evaluate is not None
             else None,
-            rounds=study.training.rounds,
+            rounds=history.saved if history.ended else study.training.rounds,
             classes=study.task.foreground,
             states=FileStateManager(run.state, recorded=federation.history.states, record=journal.state),
             releases=releases,
@@ -269,9 +273,15 @@ async def _coordinate(
             annotate=ledger.summary,
             start=start.weights if start is not None else None,
         )
+    ended = outcome.ended or history.ended
+    if outcome.ended:
+        journal.ended(outcome.rounds, outcome.ended)
+    if ended:
+        _log.warning("the study ends after round %d of %d: %s", outcome.rounds, study.training.rounds, ended)
+        status.set(ended={"round": outcome.rounds, "reason": ended})
     journal.note("trained", rounds=outcome.rounds, best_round=outcome.best_round)
     disk_hit("study.trained", run.path)
-    federation.finish(f"study {study.name} is complete after {outcome.rounds} rounds")
+    federation.finish(f"study {study.name} is complete after {outcome.rounds} rounds" + (f": {ended}" if ended else ""))
     await federation.drained()
     status.set(state="publishing")
     best = outcome.best_round, outcome.best_score
@@ -359,11 +369,11 @@ class _LastRow:
         holdout = value.get("holdout", {})
         last = {
             "round": key,
-            "train_loss": float(value["train"]["loss"]),
+            "train_loss": float(value["train"]["loss"]) if "loss" in value["train"] else None,
             "validation_dice": value.get("validation", {}).get("dice"),
             "holdout_dice": json_ready(holdout.get("dice")),
             "seconds": value.get("seconds"),
-        }
+        } | ({"epsilon": value["epsilon"]} if "epsilon" in value else {})
         _log.info("%s", last_round({"last": last, "rounds": self._rounds}))
         self._status.set(last=last)
         if self._evaluated is not None and self._evaluated.latest is not None:

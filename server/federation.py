@@ -16,16 +16,19 @@ from typing import Any
 
 import tensorflow_federated as tff
 
-from common.errors import RunFolderError, TrainingError, WardroundError, WireError
+from common.errors import BudgetSpentError, RunFolderError, TrainingError, WardroundError, WireError
 from common.learning.graph import Graph, flatten, leaf_types, to_numpy, unflatten
 from common.learning.plan import NO_GRAPPLER, RoundPlan, StudyPlan
 from common.learning.runtime import release_memory
+from common.privacy.accounting import BUDGET_SPENT
+from common.privacy.report import privacy_report
 from common.security.audit import NO_AUDIT, Audit
 from common.study import Study
 from common.wire.partial import disk_hit
 from common.wire.tensors import Stored, TensorFile, read_tensors
 from server.calls import TAKEN_OVER, Broadcast, Call, Connection, Pause, SiteData
 from server.journal import Journal
+from server.noise import Noise
 from server.replay import Received, RoundHistory, RoundKey, RunHistory
 from server.rounds import Kind, Round, Stage
 from server.run_folder import plainly, set_aside, storing
@@ -52,9 +55,11 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
     changed : called when anything that status shows has changed.
     round_closed : called, in a thread, with each call once it is closed.
     audit : where events are recorded before they take effect, each before the journal has it.
+    noise : of the sums, where the study has privacy at the level of sites.
 
     Attributes
     ----------
+    spent : by site, the epsilon that it has said last that it has spent.
     history : what the journal said when the coordinator was started.
     rejected : why sites were sent away that came with another study or version; until they come with the right one.
     """
@@ -68,6 +73,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         changed: Callable[[], None] = lambda: None,
         round_closed: Callable[[Call], None] = lambda call: None,
         audit: Audit = NO_AUDIT,
+        noise: Noise | None = None,
     ) -> None:
         self.plan = plan
         self.study: Study = plan.study
@@ -79,6 +85,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self._said = ""
         self.rejected: dict[str, str] = {}
         self.history: RunHistory = journal.history()
+        self.spent: dict[str, float] = self.history.spent
+        self._noise = noise
         self._refusals: dict[str, set[tuple[Kind, int, str]]] = {}
         self._taken = {
             (key, site): received.sha256
@@ -128,6 +136,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
     async def _run_round(self, kind: Kind, plan: RoundPlan, state: list[Any], handles: Sequence[SiteData]) -> Any:
         number = handles[0].round
         sites = sorted(handle.site for handle in handles)
+        if kind is Kind.TRAIN and self._noise is not None:
+            await asyncio.to_thread(self._noise.check, number)
         values = to_numpy(await asyncio.to_thread(plan.prepare, *state))
         broadcast = await asyncio.to_thread(Broadcast.of, values)
         quorum = min(self.study.cohort.quorum, len(sites))
@@ -147,6 +157,12 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         closing, summing = asyncio.create_task(self._until_closed(call)), asyncio.create_task(self._sum(call))
         try:
             await asyncio.gather(closing, summing)
+            if kind is Kind.TRAIN and self._noise is not None:
+                state = await asyncio.to_thread(self._noise.seeded, state, call)
+        except BudgetSpentError:  # the study ends in good order, with the rounds before
+            await asyncio.to_thread(self._round_closed, call)
+            self._let_go(call)
+            raise
         finally:
             closing.cancel()
             summing.cancel()
@@ -156,15 +172,20 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         disk_hit("round.updated", self._updates)
         del report
         await asyncio.to_thread(self._round_closed, call)
-        self.call = None
-        call.let_go()
-        self._changed()
+        self._let_go(call)
         state_leaves = len(leaf_types(plan.state_type))
         # The state stays in TensorFlow's memory, where the next round wants it; metrics are for everyone.
         return unflatten([*leaves[:state_leaves], *to_numpy(leaves[state_leaves:])], plan.result_type)
 
+    def _let_go(self, call: Call) -> None:
+        self.call = None
+        call.let_go()
+        self._changed()
+
     def saved(self, number: int) -> None:
         """The state of this round is on disk: removes the updates of it and of those before."""
+        if self._noise is not None:
+            self._noise.saved(number)
         with storing(self._updates):
             remove_finished(self._updates, number)
         disk_hit("updates.removed", self._updates)
@@ -200,6 +221,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                 download=received.download,
                 work=received.work,
                 upload=received.upload,
+                epsilon=received.epsilon,
             )
 
     def _outdated(self, call: Call, site: str, received: Received) -> bool:
@@ -214,6 +236,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                 raise call.failure
             if call.round.complete:
                 break
+            if call.round.kind is Kind.TRAIN:
+                _check_budgets(call.round)
             try:
                 async with asyncio.timeout(max(0.0, call.deadline - time.monotonic())):
                     await call.change()
@@ -245,6 +269,11 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self._audit.sign_head()
         disk_hit("round.closed", self._updates)
         call.announce()
+
+    @property
+    def privacy(self) -> dict[str, Any] | None:
+        """What is spent of the study's privacy budget; None where it has none."""
+        return privacy_report(self.study, self.spent, self._noise.epsilon if self._noise is not None else 0.0)
 
     @property
     def notice(self) -> str:
@@ -371,6 +400,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         download: float = 0.0,
         work: float = 0.0,
         upload: float = 0.0,
+        epsilon: float | None = None,
     ) -> None:
         """A site's update is on disk and verified; from here on it is included. Times are in seconds.
 
@@ -383,12 +413,21 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         try:
             self.record("update-received", call, site=site, bytes=stored.size, sha256=stored.digest.hex(), cases=cases)
             self._journal.received(
-                round_.kind.value, round_.number, round_.attempt, site, stored, cases=cases, **figures
+                round_.kind.value,
+                round_.number,
+                round_.attempt,
+                site,
+                stored,
+                cases=cases,
+                epsilon=epsilon,
+                **figures,
             )
         except RunFolderError as error:
             self.fail(error)
             raise
-        round_.received(site, stored, cases=cases, **figures)
+        round_.received(site, stored, cases=cases, epsilon=epsilon, **figures)
+        if epsilon is not None:
+            self.spent[site] = max(epsilon, self.spent.get(site, 0.0))
         self._first_answered.setdefault(site, round_.number)
         key = RoundKey(round_.kind.value, round_.number, call.broadcast.digest.hex())
         self._taken[key, site] = stored.digest.hex()
@@ -489,6 +528,17 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                 while self.connections:
                     self._gone.clear()
                     await self._gone.wait()
+
+
+def _check_budgets(round_: Round) -> None:
+    """Raises BudgetSpentError where so many sites have none left that the rest is below the quorum."""
+    out = [site for site in round_.missing if round_.answers[site].reason == BUDGET_SPENT]
+    able = len(round_.asked) - len(out)
+    if out and able < round_.needed:
+        raise BudgetSpentError(
+            f"the privacy budget is spent at {', '.join(out)}, and round {round_.number} needs {round_.needed} of "
+            f"{len(round_.asked)} sites"
+        )
 
 
 def _update(plan: RoundPlan, state: list[Any], report: list[Any]) -> list[Any]:

@@ -45,6 +45,7 @@ class Offer:
     site, kind, number, attempt : whose it is, of which attempt of which round.
     sha256, size : of its blob.
     broadcast : SHA-256 of the weights that it was computed from.
+    epsilon : what the site has spent of its privacy budget; None where it says nothing of it.
     figures : `cases`, and the seconds of `download` and `work`, as the site counted them.
     """
 
@@ -58,6 +59,7 @@ class Offer:
     cases: int
     download: float
     work: float
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,14 @@ class Intake:
             return late
         seconds = loop.time() - started
         self._federation.received(
-            call, offer.site, stored, cases=offer.cases, download=offer.download, work=offer.work, upload=seconds
+            call,
+            offer.site,
+            stored,
+            cases=offer.cases,
+            download=offer.download,
+            work=offer.work,
+            upload=seconds,
+            epsilon=offer.epsilon,
         )
         hit("update.journaled")
         return Verdict()

@@ -99,10 +99,13 @@ class Journal:
         download: float = 0.0,
         work: float = 0.0,
         upload: float = 0.0,
+        epsilon: float | None = None,
     ) -> None:
         """A site's update is on disk; from here on it is included. Times are in seconds."""
         detail = {"sha256": stored.digest.hex(), "bytes": stored.size, "file": stored.path.name, "cases": cases}
         detail |= {"download": round(download, 3), "work": round(work, 3), "upload": round(upload, 3)}
+        if epsilon is not None:
+            detail["epsilon"] = epsilon
         self._append("received", kind, number, attempt, site, detail)
 
     def refused(self, kind: str, number: int, attempt: int, site: str, reason: str, digest: bytes) -> None:
@@ -132,6 +135,14 @@ class Journal:
     def returned(self, number: int) -> None:
         """The run goes on after this round (0: from the beginning), as what was saved later is lost."""
         self._append("returned", None, number)
+
+    def noised(self, number: int, draw: str) -> None:
+        """Noise is about to be added to a round's sum; `draw` tells it apart."""
+        self._append("noised", "train", number, detail={"draw": draw})
+
+    def ended(self, number: int, reason: str) -> None:
+        """The study ends after this round, before its last one."""
+        self._append("ended", None, number, detail={"reason": reason})
 
     def given_up(self, kind: str, number: int, site: str, quorum: int) -> None:
         """A closed round goes on without the lost update of this site; below the quorum it is open again."""

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow_federated as tff
 
+from common.errors import BudgetSpentError
+
 Metrics = Mapping[str, Any]
 
 NO_WORSE = 0.001
@@ -24,11 +26,15 @@ chance, and its weights were trained longer and at a lower rate."""
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a study ended: the rounds done, and the round whose model the sites' validation chose (see `NO_WORSE`)."""
+    """Where a study ended: the rounds done, and the round whose model the sites' validation chose (see `NO_WORSE`).
+
+    `ended` is why it ended before its last round; "" where it did not.
+    """
 
     rounds: int
     best_round: int
     best_score: float | None
+    ended: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,9 @@ async def run_study(
 ) -> Outcome:
     """Train from the last saved state, or from the beginning, to the last round.
 
+    Where the platform raises BudgetSpentError for a round, the study ends with the rounds before it; the error is
+    raised where there are none.
+
     Parameters
     ----------
     learning : the compiled processes.
@@ -104,10 +113,17 @@ async def run_study(
     if done:
         await releases.saved(done, int(program["best_round"]), _score(program))
     saving = asyncio.create_task(_nothing())
+    ended = ""
     for number in range(done + 1, rounds + 1):
         data = program["training_data"].select()
         trained = tff.program.materialize_value(learning.train.next(program["state"], data))
-        state, metrics = await _beside(saving, trained)
+        try:
+            state, metrics = await _beside(saving, trained)
+        except BudgetSpentError as error:
+            if number == 1:
+                raise
+            rounds, ended = number - 1, str(error)
+            break
         weights = await tff.program.materialize_value(learning.train.get_model_weights(state))
         evaluated = asyncio.gather(
             _evaluate(learning.evaluate, weights, program["validation_data"], classes),
@@ -134,7 +150,10 @@ async def run_study(
         saving.add_done_callback(_heard)
         del state, weights, snapshot, trained, evaluated
     await saving
-    return Outcome(rounds, int(program["best_round"]), _score(program))
+    if ended and _score(program) is None:  # of the rounds so far none was known to be the last
+        weights = await tff.program.materialize_value(learning.train.get_model_weights(program["state"]))
+        await releases.model.release(_tensors(weights), rounds)
+    return Outcome(rounds, int(program["best_round"]), _score(program), ended)
 
 
 def best_after(program: Mapping[str, Any], number: int, score: float | None) -> Mapping[str, Any]:

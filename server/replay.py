@@ -44,6 +44,7 @@ class Received:
 
     Attributes
     ----------
+    epsilon : what the site has spent of its privacy budget by then; None where there is none.
     outdated : its site has answered an earlier round anew since, as the run went back or lost an update. What a site
         keeps to itself from round to round (`training.personal`) is of that round then, and no longer of this one.
     """
@@ -57,6 +58,7 @@ class Received:
     work: float = 0.0
     upload: float = 0.0
     outdated: bool = False
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class RunHistory:
     trained : whether the last round is done.
     published : the version that the study ended with; "" before that.
     plan : the hex digest of the plan that the last coordinator compiled; "" where none said so.
+    ended : why it ended after the last saved round, before its last one; "" where it did not.
+    noised : the draws of noise that were added to sums of this run, each counts once.
     """
 
     rounds: Mapping[RoundKey, RoundHistory] = field(default_factory=dict)
@@ -100,11 +104,23 @@ class RunHistory:
     trained: bool = False
     published: str = ""
     plan: str = ""
+    ended: str = ""
+    noised: frozenset[str] = frozenset()
 
     @property
     def saved(self) -> int:
         """The last round whose state is saved; 0 before the first."""
         return max(self.states, default=0)
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What each site has said last that it has spent of its privacy budget."""
+        found: dict[str, float] = {}
+        for round_ in self.rounds.values():
+            for site, received in round_.received.items():
+                if received.epsilon is not None:
+                    found[site] = max(received.epsilon, found.get(site, 0.0))
+        return found
 
     def find(self, kind: str, number: int, broadcast: str | None = None) -> RoundHistory | None:
         """The round of this broadcast, or of the last one that it was opened with."""
@@ -118,6 +134,7 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
     rounds, current = dict(start.rounds), dict(start.current)
     states, models = dict(start.states), dict(start.models)
     trained, published, plan = start.trained, start.published, start.plan
+    ended, noised = start.ended, set(start.noised)
     last = max((key.number for key in rounds), default=0)
     for event in events:
         name = event["event"]
@@ -132,11 +149,15 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
             models[event["round"]] = event["sha256"]
         elif name == "returned":
             states = {number: digest for number, digest in states.items() if number <= event["round"]}
-            trained, published = False, ""
+            trained, published, ended = False, "", ""
         elif name == "plan":
             plan = event.get("digest") or ""
         elif name == "trained":
             trained = True
+        elif name == "ended":
+            ended = event.get("reason") or ""
+        elif name == "noised":
+            noised.add(event.get("draw") or "")
         elif name == "published":
             published = event.get("version") or "" if trained else published
         else:
@@ -146,7 +167,7 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
                 rounds[key] = after(rounds[key], event)
                 if name == "received" and key.number < last:
                     _outdate(rounds, event["site"], event["round"])
-    return RunHistory(rounds, current, states, models, trained, published, plan)
+    return RunHistory(rounds, current, states, models, trained, published, plan, ended, frozenset(noised))
 
 
 def after(round_: RoundHistory, event: Event) -> RoundHistory:
@@ -165,6 +186,7 @@ def after(round_: RoundHistory, event: Event) -> RoundHistory:
             event.get("download", 0.0),
             event.get("work", 0.0),
             event.get("upload", 0.0),
+            epsilon=event.get("epsilon"),
         )
         refused = {other: reason for other, reason in round_.refused.items() if other != site}
         return replace(round_, attempt=attempt, received={**round_.received, site: taken}, refused=refused)

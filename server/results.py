@@ -18,6 +18,8 @@ from common.errors import DataError, IdentityError, RunFolderError, UsageError
 from common.export.figures import json_ready
 from common.inference.published import MANIFEST
 from common.learning.runtime import configure_tensorflow
+from common.privacy.accounting import epsilon_of, round_of_cohort
+from common.privacy.report import privacy_report
 from common.security.audit import Audit, AuditLog
 from common.security.signing import Signer, load_signer
 from common.study import Study
@@ -137,6 +139,9 @@ def publish_round(
         except DataError as error:  # the images may not fit the study before; the rounds are worth publishing anyway
             _log.warning("published without the comparison with what the study started from: %s", error)
     details |= origin
+    privacy = _privacy(study, run)
+    if privacy is not None:
+        details["privacy"] = privacy
     version = next_version(run.published)
 
     def full(publication: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,6 +151,7 @@ def publish_round(
             "best_round": round_number,
             "validation_dice": score,
             **origin,
+            **({"privacy": privacy} if privacy is not None else {}),
             "holdout": json_ready(result.scalars()) if result is not None else None,
             "publication": {**publication, "version": version, "folder": str(run.published / version)},
             "seconds": round(time.monotonic() - began, 1) if began is not None else None,
@@ -171,6 +177,15 @@ def publish_round(
     )
     disk_hit("publish.renamed", run.report)
     return full(publication)
+
+
+def _privacy(study: Study, run: RunFolder) -> dict[str, Any] | None:
+    """What the whole run has spent of its budget: all of its rounds chose the one that is published."""
+    if study.privacy.unit == "none":
+        return None
+    history = read_history(run.journal)
+    sums = epsilon_of([round_of_cohort(study.privacy)] * len(history.noised), study.privacy.delta)
+    return privacy_report(study, history.spent, sums)
 
 
 def publish_study(

@@ -50,6 +50,7 @@ class Answer:
     seconds_download: float = 0.0
     seconds_work: float = 0.0
     seconds_upload: float = 0.0
+    epsilon: float | None = None  # what the site has spent of its privacy budget, this update included
 
 
 @dataclass
@@ -144,6 +145,7 @@ class Round:
         download: float = 0.0,
         work: float = 0.0,
         upload: float = 0.0,
+        epsilon: float | None = None,
     ) -> None:
         """The site's update is on disk."""
         if self.wants(site):
@@ -151,6 +153,7 @@ class Round:
             answer.stage, answer.update, answer.cases, answer.reason = Stage.DONE, update, cases, ""
             answer.refused = False
             answer.seconds_download, answer.seconds_work, answer.seconds_upload = download, work, upload
+            answer.epsilon = epsilon
 
     def close(self) -> None:
         """No more updates; `included` is final."""

@@ -38,6 +38,7 @@ class RunFolder:
         self.start = path / "start"
         self.models = path / "models"
         self.updates = path / "updates"
+        self.privacy = path / "privacy"
         self.tensorboard = path / "tensorboard"
         self.published = path / "published"
         self.pending = path / "report.pending.json"

@@ -249,6 +249,7 @@ def _offer(header: pb.UploadHeader) -> Offer:
         cases=header.timing.cases,
         download=header.timing.download,
         work=header.timing.work,
+        epsilon=header.privacy.epsilon if header.HasField("privacy") else None,
     )
 
 

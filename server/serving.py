@@ -154,6 +154,11 @@ def header_fault(header: pb.UploadHeader, study: Study) -> str:
         return f"expected an update of at least a byte, found one of {header.blob.size}"
     if not all(math.isfinite(seconds) and seconds >= 0 for seconds in (timing.download, timing.work)):
         return "timing: expected seconds of 0 or more"
+    private = study.privacy.unit == "patient" and header.task.kind == pb.TRAIN
+    if header.HasField("privacy") != private:
+        return f"privacy: expected {'what the site has spent of its budget' if private else 'nothing, as none is kept'}"
+    if private and not (math.isfinite(header.privacy.epsilon) and header.privacy.epsilon > 0):
+        return "privacy: expected an epsilon above 0"
     return ""
 
 

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from common.privacy.report import privacy_words
 from common.study import Study
 from server.run_folder import plainly
 
@@ -106,9 +107,14 @@ def _failed(name: str, status: Status) -> Description:
 def _finished(name: str, status: Status) -> Description:
     rounds = count(int(status.get("rounds") or 0), "round")
     published = status.get("published")
+    ended = status.get("ended") or {}
+    why = ""
+    if ended:
+        rounds = f"{ended.get('round')} of {rounds}"
+        why = f"It ended early: {clean(str(ended.get('reason')))}. "
     if published:
         return Description(
-            f"{name}finished after {rounds}", f"The model is published in {published}.", "Read its model_card.md."
+            f"{name}finished after {rounds}", f"{why}The model is published in {published}.", "Read its model_card.md."
         )
     return Description(
         f"{name}finished after {rounds}",
@@ -339,6 +345,8 @@ def last_round(status: Status) -> str:
         )
         if last.get(key) is not None
     ]
+    if last.get("epsilon") is not None:
+        parts.append(f"epsilon {figure(last['epsilon'], 2)}")
     if last.get("seconds") is not None:
         parts.append(f"{figure(last['seconds'], 1)} s")
     return f"round {last.get('round', '?')} of {status.get('rounds', '?')}: " + ", ".join(parts)
@@ -354,12 +362,22 @@ def status_text(status: Status, *, now: float | None = None) -> str:
         ("cause", description.cause),
         ("next", description.next_step),
         ("notice", clean(str(status.get("notice") or ""))),
+        ("privacy", _privacy(status)),
         ("last", last_round(status)),
         ("best", f"round {best['round']}, validation Dice {figure(best.get('validation_dice'))}" if best else ""),
         ("model", str(status.get("published") or "")),
     ]
     indented = [f"  {label:<8}" + text.replace("\n", "\n" + " " * 10) for label, text in lines if text]
     return "\n".join([description.headline, *indented])
+
+
+def _privacy(status: Status) -> str:
+    """What is spent of the budget, and by whom."""
+    report = status.get("privacy")
+    if not report:
+        return ""
+    sites = "; ".join(f"{site} {float(value):.2f}" for site, value in (report.get("sites") or {}).items())
+    return privacy_words(report) + (f" ({sites})" if sites else "")
 
 
 # Tables. -----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class StatusWriter:
         federation = self.federation
         call = federation.call if federation is not None else None
         connections = federation.connections if federation is not None else {}
-        sites = {}
+        sites: dict[str, dict[str, Any]] = {}
         for name in self._study.cohort.sites:
             connection = connections.get(name)
             answer = call.round.answers.get(name) if call is not None else None
@@ -95,6 +95,8 @@ class StatusWriter:
                 "training_cases": connection.training_cases if connection is not None else 0,
                 "validation_cases": connection.validation_cases if connection is not None else 0,
             }
+            if federation is not None and name in federation.spent:
+                sites[name]["epsilon"] = federation.spent[name]
         fields = dict(self.fields)
         if call is not None and fields["state"] not in ("failed", "stopped"):
             able = len([name for name in call.round.asked if name in connections or not call.round.wants(name)])
@@ -123,5 +125,6 @@ class StatusWriter:
             "sites": sites,
             "started_at": self._started,
             "updated_at": time.time(),
+            "privacy": federation.privacy if federation is not None else None,
             **fields,
         }

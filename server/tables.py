@@ -12,7 +12,7 @@ import io
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,18 @@ class RoundTable:
 
 
 class SiteLedger:
-    """`sites.csv`, a row a round and site, and what `rounds.csv` says of the cohort."""
+    """`sites.csv`, a row a round and site, and what `rounds.csv` says of the cohort.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    path : the file; it need not exist.
+    epsilon : what the cohort has spent of its privacy budget; None where each site has its own, or there is none.
+    """
+
+    def __init__(self, path: Path, epsilon: Callable[[], float] | None = None) -> None:
         self._table = Table(path, ("sites_csv.before", "sites_csv.written"))
-        self._summaries: dict[int, Row] = {}
+        self._summaries: dict[int, OrderedDict[str, Any]] = {}
+        self._epsilon = epsilon
 
     def record(self, call: Any) -> None:
         """A closed round. Raises RunFolderError where it cannot be written."""
@@ -148,7 +155,12 @@ class SiteLedger:
             self._summaries[round_.number] = OrderedDict(
                 sites=len(round_.included), attempt=round_.attempt, seconds=round(seconds, 3)
             )
-        rows = [
+            spent = [answer.epsilon for answer in round_.answers.values() if answer.epsilon is not None]
+            if self._epsilon is not None:
+                spent = [self._epsilon()]
+            if spent:
+                self._summaries[round_.number]["epsilon"] = round(max(spent), 6)
+        rows: list[Row] = [
             OrderedDict(
                 round=round_.number,
                 kind=round_.kind.value,
@@ -163,6 +175,7 @@ class SiteLedger:
                 seconds_work=round(answer.seconds_work, 3),
                 seconds_upload=round(answer.seconds_upload, 3),
                 seconds_round=round(seconds, 3),
+                **({} if answer.epsilon is None else {"epsilon": round(answer.epsilon, 6)}),
             )
             for site, answer in round_.answers.items()
         ]

@@ -27,6 +27,8 @@ def training_model(
 ) -> tff.learning.models.FunctionalModel:
     """The model on patches of the study's size; its metrics are the mean loss of a batch and the patches seen.
 
+    Where the study is private, no noise covers them, and its metrics are the number of batches alone.
+
     Its non-trainable weights are the network's statistics. Where it has some, `training_normalization` says how it
     trains; its own `predict_on_batch` normalizes by them.
     """
@@ -52,7 +54,25 @@ def training_model(
             loss=tf.math.divide_no_nan(state["loss_sum"], state["batches"]), patches=state["patches"]
         )
 
-    return _functional_model(study, network, operations, study.preprocessing.patch, (initialize, update, finalize))
+    metrics = (initialize, update, finalize) if study.privacy.unit == "none" else _counting_metrics()
+    return _functional_model(study, network, operations, study.preprocessing.patch, metrics)
+
+
+def _counting_metrics() -> tuple[Any, Any, Any]:
+    @tf.function(autograph=False)
+    def initialize() -> collections.OrderedDict[str, tf.Tensor]:
+        return collections.OrderedDict(steps=tf.constant(0, tf.int64))
+
+    @tf.function(autograph=False)
+    def update(state: Any, labels: tf.Tensor, batch_output: Any, sample_weight: Any = None) -> Any:
+        del labels, batch_output, sample_weight
+        return collections.OrderedDict(steps=state["steps"] + 1)
+
+    @tf.function(autograph=False)
+    def finalize(state: Any) -> collections.OrderedDict[str, tf.Tensor]:
+        return collections.OrderedDict(steps=state["steps"])
+
+    return initialize, update, finalize
 
 
 def training_normalization(study: Study, network: Network, operations: Operations = NATIVE) -> Normalization | None:

@@ -55,6 +55,8 @@ class RoundPlan:
     ----------
     prepare, work, zero, accumulate, merge, report, update : see the module's first lines; each a `Graph`, imported on
         first use, so that a site pays for `work` alone.
+    noise_seed : which leaf of the state is the seed of the noise that is added to the sum, int64 (2,): to be drawn
+        anew for each round. None where there is no such noise.
     broadcast, sent : what `prepare` sends down and what a site sends up, as `TensorSpec`s.
     """
 
@@ -72,6 +74,7 @@ class RoundPlan:
         self.sent = _specs(self._work.result)
         self.state_type: tff.Type = process.next.type_signature.parameter[0].member
         self.result_type: tff.Type = process.next.type_signature.result
+        self.noise_seed = _noise_seed(self.state_type)
         self.data_element: tff.Type = process.next.type_signature.parameter[1].member.element
 
     def initialize(self) -> Tensors:
@@ -124,6 +127,17 @@ def _digest(study: Study, rounds: dict[str, RoundPlan | None]) -> bytes:
     }
     content = {"format": PLAN_FORMAT, "study": json.loads(study.canonical()), "types": types}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
+
+
+def _noise_seed(state_type: tff.Type) -> int | None:
+    place = 0
+    for name, part in tff.structure.iter_elements(state_type):
+        leaves = leaf_types(part)
+        if name == "aggregator" and isinstance(part, tff.StructType) and "seed" in tff.structure.name_list(part):
+            before = tff.structure.name_list(part).index("seed")
+            return place + sum(len(leaf_types(part[index])) for index in range(before))
+        place += len(leaves)
+    return None
 
 
 def _specs(type_signature: tff.Type) -> tuple[TensorSpec, ...]:

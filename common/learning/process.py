@@ -12,7 +12,10 @@ import tensorflow_federated as tff
 from common.learning.batch_statistics import SideBySideFactory, adapting_rounds, build_finalizer
 from common.learning.client_work import build_client_work, learning_rate_schedule
 from common.learning.model import evaluation_model, site_dice, training_model, training_normalization
+from common.learning.noisy_sum import NoisyMeanFactory
+from common.learning.private_work import Clipping, build_private_client_work
 from common.models import build_network
+from common.models.network import Network
 from common.models.operations import NATIVE, Operations
 from common.study import ClientOptimizer, ServerOptimizer, Study
 
@@ -27,7 +30,6 @@ def build_training_process(study: Study, operations: Operations = NATIVE) -> tff
     operations : how convolutions are computed in local training. It changes no type: sites may differ in it.
     """
     network = build_network(study)
-    training = study.training
 
     @tff.tensorflow.computation
     def initial_weights() -> Any:
@@ -36,31 +38,49 @@ def build_training_process(study: Study, operations: Operations = NATIVE) -> tff
         return tff.learning.models.ModelWeights(values[:trained], values[trained:])
 
     weights_type = initial_weights.type_signature.result
-    work = build_client_work(
-        training_model(study, network, operations),
-        build_optimizer(training.client_optimizer),
-        learning_rate_schedule(
-            training.client_optimizer.learning_rate,
-            schedule=training.client_optimizer.schedule,
-            rounds=training.rounds,
-            warmup_rounds=training.client_optimizer.warmup_rounds,
-        ),
+    work = _client_work(study, network, operations)
+    return tff.learning.templates.compose_learning_process(
+        initial_weights,
+        tff.learning.templates.build_broadcast_process(weights_type),
+        work,
+        _aggregator(study, weights_type),
+        _finalizer(study, weights_type),
+    )
+
+
+def _client_work(study: Study, network: Network, operations: Operations) -> tff.learning.templates.ClientWorkProcess:
+    training, privacy = study.training, study.privacy
+    model = training_model(study, network, operations)
+    optimizer = build_optimizer(training.client_optimizer)
+    rate = learning_rate_schedule(
+        training.client_optimizer.learning_rate,
+        schedule=training.client_optimizer.schedule,
+        rounds=training.rounds,
+        warmup_rounds=training.client_optimizer.warmup_rounds,
+    )
+    if privacy.unit == "patient":
+        clipping = Clipping(privacy.clip_norm, privacy.noise_multiplier, privacy.patients_per_step)
+        return build_private_client_work(model, optimizer, rate, clipping, proximal_mu=training.proximal_mu)
+    return build_client_work(
+        model,
+        optimizer,
+        rate,
         proximal_mu=training.proximal_mu,
         clip_norm=training.clip_norm,
         weighting=training.weighting,
         normalization=training_normalization(study, network, operations),
     )
-    return tff.learning.templates.compose_learning_process(
-        initial_weights,
-        tff.learning.templates.build_broadcast_process(weights_type),
-        work,
-        _aggregator(weights_type),
-        _finalizer(study, weights_type),
-    )
 
 
-def _aggregator(weights_type: tff.Type) -> tff.templates.AggregationProcess:
-    """Weighted means: of the updates and, in models with batch statistics, apart from them of the moments."""
+def _aggregator(study: Study, weights_type: tff.Type) -> tff.templates.AggregationProcess:
+    """Weighted means: of the updates and, in models with batch statistics, apart from them of the moments.
+
+    With privacy at the level of sites, the noisy mean.
+    """
+    privacy = study.privacy
+    if privacy.unit == "site":
+        noisy = NoisyMeanFactory(privacy.clip_norm, privacy.noise_multiplier, len(study.cohort.sites))
+        return noisy.create(weights_type.trainable, tff.TensorType(np.float32))
     mean = tff.aggregators.MeanFactory(no_nan_division=True)
     if not weights_type.non_trainable:
         return mean.create(weights_type.trainable, tff.TensorType(np.float32))

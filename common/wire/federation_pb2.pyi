@@ -158,18 +158,28 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("envelope", "task", "blob", "timing", "broadcast_sha256")
+    __slots__ = ("envelope", "task", "blob", "timing", "broadcast_sha256", "privacy")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     BLOB_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     BROADCAST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     task: TaskName
     blob: Blob
     timing: Timing
     broadcast_sha256: bytes
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., broadcast_sha256: _Optional[bytes] = ...) -> None: ...
+    privacy: Privacy
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., broadcast_sha256: _Optional[bytes] = ..., privacy: _Optional[_Union[Privacy, _Mapping]] = ...) -> None: ...
+
+class Privacy(_message.Message):
+    __slots__ = ("epsilon", "delta")
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    epsilon: float
+    delta: float
+    def __init__(self, epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("download", "work", "cases")

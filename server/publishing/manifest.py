@@ -86,6 +86,7 @@ def write_papers(
         "variants": [
             _manifest_entry(variant, figures) for variant, figures in zip(variants, report["variants"], strict=True)
         ],
+        "privacy": details.get("privacy"),
         "holdout": {"cases": len(holdout), "sites": variants[0].cases_of_sites} if holdout is not None else None,
         "weights": papers["weights"],
         "golden": papers["golden"],

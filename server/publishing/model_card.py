@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from common.export.figures import json_ready
+from common.privacy.report import privacy_words
 from common.study import Study
 from server.continual import card_section
 from server.evaluation import LARGE_SITE_CASES
@@ -53,6 +54,7 @@ def model_card(
         f"{training.client_optimizer.name} at the sites. `study.yaml` has every setting.",
         "\n".join(stated),
         *card_section(details),
+        *_privacy(study, details.get("privacy")),
         "## Files",
         _files_table(report["variants"]),
         "Dice is the mean over the holdout's images, 1 is perfect; lost is against float32. The time is the median of "
@@ -86,6 +88,26 @@ def _files_table(figures: Sequence[Mapping[str, Any]]) -> str:
             f"{entry['latency_ratio']:.2f}x | {'yes' if entry['recommended'] else 'no'} |"
         )
     return "\n".join(lines)
+
+
+def _privacy(study: Study, report: object) -> list[str]:
+    """What is said of differential privacy, where there is any."""
+    if not isinstance(report, Mapping):
+        return []
+    lines = [
+        f"Differential privacy. The unit that is protected is {report['protects']}: {privacy_words(report)} (Gaussian "
+        f"noise of {report['noise_multiplier']:g} times the clipping norm {report['clip_norm']:g}; Rényi accounting, "
+        "neighbours by adding or removing one unit)."
+    ]
+    if sites := report.get("sites"):
+        lines.append("Each site's patients are protected by the epsilon of that site:")
+        rows = [f"| {site} | {value:.3f} |" for site, value in sites.items()]
+        lines.append("\n".join(["| site | epsilon |", "|---|---:|", *rows]))
+    if study.evaluation.validation_fraction > 0:
+        lines.append(
+            "Validation is not covered: the sites' Dice on their validation images has no noise, and chose the round."
+        )
+    return ["## Privacy", *lines]
 
 
 def _explanation(figures: Mapping[str, Any] | None) -> str:

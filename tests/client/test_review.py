@@ -172,7 +172,7 @@ def test_an_approval_holds_what_was_shown(site: Site) -> None:
     shown = json.loads(site("review", "--json")[1])
     code, out, _ = site("approve", "--by", "Dr. Kim")
     assert code == 0
-    assert f"alpha: study tiny is approved by Dr. Kim.\nRecorded in {site.approvals}, line 1, not signed:" in out
+    assert f"alpha: study tiny is approved by Dr. Kim.\nRecorded in {site.approvals}, line 1, signed by this" in out
     assert f"Next: wardround-site start {site.study} --site alpha --data {site.data}" in out
     record = json.loads(site.approvals.read_text())
     assert record["shown"] == shown

@@ -706,3 +706,87 @@ def test_example_study_is_valid_and_survives_being_written(name: str) -> None:
 def test_reading_a_study_loads_no_tensorflow() -> None:
     code = "import sys, common.study; sys.exit(any(name.startswith(('tensorflow', 'numpy')) for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+# Privacy. ----------------------------------------------------------------------------------------------------------
+
+_PATIENT = BASE + "privacy:\n  unit: patient\n  epsilon: 8\n"
+
+
+def test_a_study_without_privacy_keeps_the_canonical_text_that_it_had_before_there_was_any() -> None:
+    assert "privacy" not in json.loads(parse_study(BASE).canonical())
+    assert parse_study(BASE + "privacy: {unit: none}\n") == parse_study(BASE)
+    assert parse_study(BASE + "privacy: {unit: none}\n").canonical() == parse_study(BASE).canonical()
+
+
+def test_privacy_has_the_documented_defaults_and_counts_every_site_the_same() -> None:
+    study = parse_study(_PATIENT)
+    privacy = study.privacy
+    assert (privacy.unit, privacy.epsilon, privacy.delta) == ("patient", 8.0, 1e-5)
+    assert (privacy.noise_multiplier, privacy.clip_norm) == (1.0, 1.0)
+    assert (privacy.patients_per_step, privacy.steps_per_round, privacy.crops_per_patient) == (8.0, 10, 1)
+    assert study.training.weighting == "equal"
+    assert parse_study(study.to_yaml()) == study
+    site = parse_study(_PATIENT.replace("patient", "site"))
+    assert (site.privacy.unit, site.privacy.steps_per_round) == ("site", 0)
+    assert "steps_per_round" not in json.loads(site.canonical())["privacy"]
+    assert parse_study(site.to_yaml()) == site
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("unit: hospital", "privacy.unit: expected none, patient or site, found hospital (s.yaml:20)"),
+        ("unit: patient", "privacy.epsilon: expected a number above 0, the budget, found nothing (s.yaml:20)"),
+        ("epsilon: 8", "privacy.epsilon: expected no value with unit: none (it belongs to patient or site), found 8"),
+        ("unit: site\n  epsilon: 0", "privacy.epsilon: expected a number above 0 and of at most 1000, found 0"),
+        ("unit: site\n  epsilon: 8\n  delta: 0.5", "privacy.delta: expected a number above 0 and of at most 0.1"),
+        (
+            "unit: patient\n  epsilon: 8\n  noise_multiplier: 0",
+            "privacy.noise_multiplier: expected a number above 0 and of at most 1000, found 0",
+        ),
+        (
+            "unit: site\n  epsilon: 8\n  patients_per_step: 4",
+            "privacy.patients_per_step: expected no value with unit: site (it belongs to patient), found 4",
+        ),
+        ("unit: patient\n  epsilon: 8\n  noise: 1", "privacy.noise: unknown key"),
+    ],
+)
+def test_wrong_privacy_keys_are_refused(text: str, expected: str) -> None:
+    found = problems(BASE + f"privacy:\n  {text}\n")
+    assert any(line.startswith(expected) for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "  depth: 3\n",
+            "  depth: 3\n  normalization: batch\n",
+            "model.normalization: expected no batch normalization with privacy.unit: patient",
+        ),
+        (
+            "  rounds: 24\n",
+            "  rounds: 24\n  weighting: examples\n",
+            "training.weighting: expected equal with privacy.unit: patient",
+        ),
+        (
+            "  rounds: 24\n",
+            "  rounds: 24\n  clip_norm: 1\n",
+            "training.clip_norm: expected null with privacy.unit: patient",
+        ),
+        (
+            "  rounds: 24\n",
+            "  rounds: 24\n  patches_per_epoch: 10\n",
+            "training.patches_per_epoch: expected null with privacy.unit: patient",
+        ),
+        (
+            "  rounds: 24\n",
+            "  rounds: 24\n  local_epochs: 2\n",
+            "training.local_epochs: expected 1 with privacy.unit: patient",
+        ),
+    ],
+)
+def test_what_privacy_rules_out_is_refused(old: str, new: str, expected: str) -> None:
+    (found,) = problems(_PATIENT.replace(old, new))
+    assert found.startswith(expected)

@@ -96,6 +96,7 @@ _BAD_HEADERS: dict[str, Callable[[pb.UploadHeader], Any]] = {
     "no task": lambda header: header.ClearField("task"),
     "a negative time": lambda header: setattr(header.timing, "work", -1.0),
     "no time": lambda header: setattr(header.timing, "download", float("nan")),
+    "privacy where the study has none": lambda header: setattr(header.privacy, "epsilon", 1.0),
     "endless time": lambda header: setattr(header.timing, "work", float("inf")),
 }
 
