@@ -119,7 +119,7 @@ def _fetch(options: argparse.Namespace) -> int:
     from client.fetch import fetch  # gRPC takes a while to load
     from client.policy import fetch_violations, read_policy, violations_text
     from common.errors import PolicyError
-    from common.security.audit import AuditLog
+    from common.security.audit import NO_AUDIT, Audit, AuditLog
     from common.security.certificates import load_identity
     from common.security.signing import signer_in
     from common.wire.channel import parse_address
@@ -140,7 +140,9 @@ def _fetch(options: argparse.Namespace) -> int:
             )
 
     allow(options.study or None)
-    audit = AuditLog(work, f"site {identity.name}", signer_in(options.identity))
+    audit: Audit = NO_AUDIT
+    if options.work or work.is_dir():  # a folder that was neither given nor is there keeps no site's log
+        audit = AuditLog(work, f"site {identity.name}", signer_in(options.identity))
     audit.record("model-asked-for", study=options.study, version=options.version, coordinator=str(address))
     found = fetch(
         address, identity, options.out, study=options.study, version=options.version, verify=trust, allow=allow

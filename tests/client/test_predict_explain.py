@@ -24,6 +24,7 @@ from common.inference.prediction import predict_case
 from common.inference.published import open_published
 from common.inference.version_files import check_files
 from common.study import Study, parse_study
+from tests.common.inference.published_version import sign
 from tests.signers import AUTHORITIES, coordinator_of
 
 STUDY = """
@@ -232,6 +233,7 @@ def test_a_version_without_the_file_says_so_before_any_work(
     copy = Path(shutil.copytree(discs, tmp_path / "v1"))
     manifest = json.loads((copy / "manifest.json").read_text()) | {"explanation": None}
     (copy / "manifest.json").write_text(json.dumps(manifest))
+    sign(copy, coordinator_of(str(manifest["study"])))
     tifffile.imwrite(tmp_path / "scene.tif", scene(np.random.default_rng(5))[0])
     command = ["predict", str(copy), str(tmp_path / "scene.tif"), "--out", str(tmp_path / "out")]
     assert main([*command, "--explain"]) == 9

@@ -556,7 +556,7 @@ BAD = [
         "seed: 3",
         "rounds: 3",
         "rounds: unknown key; did you mean training.rounds? Known here: study, seed, task, model, preprocessing, "
-        "augmentation, training, cohort, evaluation, publishing (s.yaml:2)",
+        "augmentation, training, cohort, evaluation, publishing, privacy (s.yaml:2)",
     ),
     (
         "model:\n  depth: 3",
