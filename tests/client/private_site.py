@@ -34,11 +34,11 @@ def private_study(keys: str = "epsilon: 30, delta: 1e-3, patients_per_step: 2, s
     return parse_study(TEXT % keys)
 
 
-def write_cases(folder: Path, names: list[str]) -> None:
-    """Small images with a square, under these names."""
+def write_cases(folder: Path, names: list[str], first: int = 0) -> None:
+    """Small images with a square, under these names; with another `first` seed, other images."""
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    for index, name in enumerate(names):
+    for index, name in enumerate(names, start=first):
         rng = np.random.default_rng(index)
         label = np.zeros((20, 24), np.uint8)
         label[4:12, 5:15] = 1

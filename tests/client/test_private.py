@@ -135,7 +135,7 @@ def test_the_same_round_of_other_patients_counts_again(
 ) -> None:
     start().work("train", 1, broadcast, _ignore)
     (data / "registry.sqlite").unlink()
-    write_cases(data, [f"new{number}" for number in range(PATIENTS)])
+    write_cases(data, [f"new{number}" for number in range(PATIENTS)], first=100)
     worker = start()
     worker.work("train", 1, broadcast, _ignore)
     assert len(Ledger(worker._folder).entries()) == 2
@@ -216,10 +216,10 @@ def test_a_ceiling_of_the_sites_own_counts_all_studies_of_its_work_folder(
     path = tmp_path / "work" / "privacy" / "ledger.jsonl"
     path.write_text(path.read_text().replace('"study": "private"', '"study": "another"'))
     worker = start(epsilon_ceiling=(_epsilon(2) + _epsilon(3)) / 2)
-    worker.work("train", 1, broadcast, _ignore)
+    worker.work("train", 2, broadcast, _ignore)
     assert worker.spent().epsilon == pytest.approx(_epsilon(1))  # in this study
     with pytest.raises(BudgetSpentError, match="this site's own ceiling over all studies"):
-        worker.work("train", 2, broadcast, _ignore)
+        worker.work("train", 3, broadcast, _ignore)
 
 
 def test_log_and_status_name_whom_the_noise_protects(
