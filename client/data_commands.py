@@ -138,7 +138,9 @@ def _report(name: str, data_sets: Sequence[DataSet], check: Check, study: Study 
     about = _about(data_sets, study)
     if study is None:
         return DataReport.of(name, check.names, facts, check.findings, about=about)
-    training, validation = split_cases(check.usable, study.evaluation, study.seed)
+    training, validation = split_cases(
+        check.usable, study.evaluation, study.seed, independent=study.privacy.unit == "patient"
+    )
     present = {modality for one in check.examined for modality in one.case.images}
     return DataReport.of(
         name,

@@ -82,7 +82,9 @@ class SiteDataset:
         self._numbers = itertools.count()
         self._rounds: dict[int, tuple[Draw, OnBatch]] = {}  # whose data is in use
         self.failure: DataError | None = None
-        self.training_cases, self.validation_cases = split_cases(cases.cases, study.evaluation, study.seed)
+        self.training_cases, self.validation_cases = split_cases(
+            cases.cases, study.evaluation, study.seed, independent=study.privacy.unit == "patient"
+        )
 
     def make_room(self) -> int:
         """Empties the cache of prepared cases; see `CaseCache.make_room`."""

@@ -390,7 +390,9 @@ def _renamed(one: Examined, name: str) -> Examined:
 def _patients_in_both(examined: Iterable[Examined], out: AbstractSet[str], study: Study) -> list[Finding]:
     """Of the cases that are not kept out: only these are trained and validated on."""
     sound = [one for one in examined if one.case.name not in out]
-    _, validation = split_cases([one.case for one in sound], study.evaluation, study.seed)
+    _, validation = split_cases(
+        [one.case for one in sound], study.evaluation, study.seed, independent=study.privacy.unit == "patient"
+    )
     facts = [one.facts for one in sound if one.facts is not None]
     return patients_in_both(facts, {case.name for case in validation})
 

@@ -41,13 +41,15 @@ class Noise:
         self._study = study
         self._journal = journal
         self._secrets = Secrets(folder)
-        self._draws = set(journal.history().noised)
+        history = journal.history()
+        self._draws = set(history.noised)
+        self._forgotten = history.sums - len(history.noised)  # by a journal that had to be begun anew
         self._known: dict[int, float] = {}
 
     @property
     def epsilon(self) -> float:
         """What all sums so far have spent together."""
-        return self._epsilon(len(self._draws))
+        return self._epsilon(len(self._draws) + self._forgotten)
 
     def check(self, number: int) -> None:
         """Raises BudgetSpentError where this round would pass the budget, unless its noise may be drawn already."""
@@ -84,7 +86,7 @@ class Noise:
 
     def _allow(self, number: int) -> None:
         privacy = self._study.privacy
-        after = self._epsilon(len(self._draws) + 1)
+        after = self._epsilon(len(self._draws) + self._forgotten + 1)
         if after > privacy.epsilon:
             raise BudgetSpentError(
                 f"the privacy budget is spent: epsilon is {self.epsilon:.2f} now and would be {after:.2f} after round "

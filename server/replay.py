@@ -113,6 +113,11 @@ class RunHistory:
         return max(self.states, default=0)
 
     @property
+    def sums(self) -> int:
+        """How many sums were noised, at least: of a journal that was lost the saved rounds alone are known."""
+        return max(len(self.noised), self.saved)
+
+    @property
     def spent(self) -> dict[str, float]:
         """What each site has said last that it has spent of its privacy budget."""
         found: dict[str, float] = {}

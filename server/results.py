@@ -139,9 +139,10 @@ def publish_round(
         except DataError as error:  # the images may not fit the study before; the rounds are worth publishing anyway
             _log.warning("published without the comparison with what the study started from: %s", error)
     details |= origin
+    provenance = provenance_of(study, run, round_number, signer)
     privacy = _privacy(study, run)
     if privacy is not None:
-        details["privacy"] = privacy
+        details["privacy"] = provenance.of_privacy(privacy)
     version = next_version(run.published)
 
     def full(publication: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def publish_round(
         holdout,
         run.published / version,
         details=details,
-        provenance=provenance_of(study, run, round_number, signer),
+        provenance=provenance,
         progress=_log.info,
         announce=about_to_appear,
     )
@@ -184,7 +185,7 @@ def _privacy(study: Study, run: RunFolder) -> dict[str, Any] | None:
     if study.privacy.unit == "none":
         return None
     history = read_history(run.journal)
-    sums = epsilon_of([round_of_cohort(study.privacy)] * len(history.noised), study.privacy.delta)
+    sums = epsilon_of([round_of_cohort(study.privacy)] * history.sums, study.privacy.delta)
     return privacy_report(study, history.spent, sums)
 
 

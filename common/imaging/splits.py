@@ -12,14 +12,26 @@ from common.imaging.case import Case
 from common.study import Evaluation
 
 
-def split_cases(cases: Sequence[Case], evaluation: Evaluation, seed: int) -> tuple[list[Case], list[Case]]:
+def split_cases(
+    cases: Sequence[Case], evaluation: Evaluation, seed: int, *, independent: bool = False
+) -> tuple[list[Case], list[Case]]:
     """Divide a site's cases as the study says: by its folds, or else by its validation fraction.
+
+    Parameters
+    ----------
+    independent : bool
+        Each patient's side follows from that patient alone, as differential privacy of patients needs: one patient more
+        or less moves no other. The shares are then met by chance.
 
     Returns
     -------
     training, validation : lists of Case, each sorted by name
-        Without a patient in common. Where there is a patient at all, one trains.
+        Without a patient in common. Where there is a patient at all, one trains, unless sides are independent.
     """
+    if independent:
+        parts, part = evaluation.folds, evaluation.fold
+        first, last = (0.0, evaluation.validation_fraction) if parts is None else (part / parts, (part + 1) / parts)
+        return _sides(cases, {case.patient for case in cases if first <= _place(seed, case.patient) < last})
     if evaluation.folds is None:
         return split_by_patient(cases, evaluation.validation_fraction, seed)
     return k_folds(cases, evaluation.folds, seed)[evaluation.fold]
@@ -94,8 +106,17 @@ def _by_patient(cases: Sequence[Case], seed: int) -> dict[str, list[Case]]:
     groups: defaultdict[str, list[Case]] = defaultdict(list)
     for case in cases:
         groups[case.patient].append(case)
-    order = sorted(groups, key=lambda patient: (hashlib.sha256(_bytes(f"{seed}:{patient}")).digest(), patient))
+    order = sorted(groups, key=lambda patient: (_hash(seed, patient), patient))
     return {patient: groups[patient] for patient in order}
+
+
+def _place(seed: int, patient: str) -> float:
+    """From 0 to below 1, evenly over patients."""
+    return int.from_bytes(_hash(seed, patient)[:6]) / 2**48
+
+
+def _hash(seed: int, patient: str) -> bytes:
+    return hashlib.sha256(_bytes(f"{seed}:{patient}")).digest()
 
 
 def _bytes(text: str) -> bytes:

@@ -57,6 +57,11 @@ class Provenance:
             detailed=self._renamed(variant.detailed) if variant.detailed is not None else None,
         )
 
+    def of_privacy(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """A report of `privacy_report` with its sites as the papers call them, in that order."""
+        named = {self.name_of(site): epsilon for site, epsilon in report.get("sites", {}).items()}
+        return {**report, **({"sites": dict(sorted(named.items()))} if "sites" in report else {})}
+
     def _renamed(self, result: _Result) -> _Result:
         sites = tuple(None if site is None else self.name_of(site) for site in result.sites)
         return dataclasses.replace(result, sites=sites)

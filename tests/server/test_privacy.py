@@ -28,6 +28,8 @@ from server.federation import Connection
 from server.journal import Journal
 from server.noise import Noise
 from server.publishing.model_card import _privacy
+from server.publishing.provenance import Provenance
+from server.replay import RunHistory
 from server.status import describe, status_text
 from server.tables import SiteLedger, read_table
 from tests.client.private_site import private_dataset, private_study, write_cases
@@ -417,3 +419,16 @@ def test_status_says_why_a_study_ended_early() -> None:
     found = describe(status)
     assert found.headline == "s: finished after 4 of 9 rounds"
     assert found.cause.startswith("It ended early: the privacy budget is spent at beta. The model is published in p.")
+
+
+def test_a_journal_that_was_begun_anew_counts_at_least_the_saved_rounds() -> None:
+    """What repair adopts of a run whose journal was lost: states, and no draw."""
+    assert RunHistory(states={19: "a", 20: "b"}).sums == 20
+    assert RunHistory(states={2: "b"}, noised=frozenset("xyz")).sums == 3
+
+
+def test_papers_name_the_sites_of_a_privacy_report_by_their_pseudonyms() -> None:
+    report = {"epsilon": 3.0, "sites": {"alpha": 1.0, "beta": 3.0}}
+    written = Provenance(pseudonyms={"alpha": "site-9", "beta": "site-1"}).of_privacy(report)
+    assert list(written["sites"].items()) == [("site-1", 3.0), ("site-9", 1.0)]
+    assert "sites" not in Provenance().of_privacy({"epsilon": 1.0})

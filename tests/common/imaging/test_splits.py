@@ -122,3 +122,16 @@ def test_the_study_divides_by_its_folds_where_it_has_some_and_else_by_its_fracti
 def test_a_single_fold_is_a_mistake_of_the_program() -> None:
     with pytest.raises(ValueError, match="2 folds or more"):
         k_folds(cases([5, 5]), 1, 0)
+
+
+@pytest.mark.parametrize(
+    "evaluation", [Evaluation(validation_fraction=0.3), Evaluation(validation_fraction=0.0, folds=4, fold=1)]
+)
+def test_independent_sides_of_patients_do_not_move_when_one_is_added(evaluation: Evaluation) -> None:
+    everything = cases([1] * 60)
+    whole = set(names(split_cases(everything, evaluation, 7, independent=True)[1]))
+    assert 8 <= len(whole) <= 26
+    for count in range(1, 60):
+        training, validation = split_cases(everything[:count], evaluation, 7, independent=True)
+        assert set(names(validation)) == whole & set(names(everything[:count]))
+        assert len(training) + len(validation) == count
