@@ -21,7 +21,8 @@ class NoisyMeanFactory(tff.aggregators.WeightedAggregationFactory):  # type: ign
     """The sum of clipped updates, with Gaussian noise, divided by the number of sites in the cohort.
 
     Weights are ignored, and are not sent. The state's `seed`, int64 (2,), is to be drawn anew for each round; it is
-    zeros afterwards. With a seed of zeros, which everybody knows, the result is NaN: nothing leaves under such noise.
+    zeros afterwards. With a seed of zeros, which everybody knows, the result is NaN, which TFF's finalizer
+    rejects: nothing leaves under such noise.
 
     Parameters
     ----------
