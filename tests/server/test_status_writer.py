@@ -39,6 +39,8 @@ def written(run: RunFolder, round_: Round, connected: list[str], idle: dict[str,
         plan=SimpleNamespace(digest=b"\x01"),
         notice="",
         rejected={"south": "study 'cells' and plan 0202020202020202"},
+        spent={},
+        privacy=None,
         begun=True,
         idle_seconds=idle.get,
     )
