@@ -32,7 +32,8 @@ def add_verify_command(commands: Any) -> None:
         "--authority",
         type=Path,
         metavar="FILE",
-        help="ca.crt of the study (default: $WARDROUND_AUTHORITY, or that of the run that the version lies in)",
+        help="ca.crt of the study (default: $WARDROUND_AUTHORITY, else that of the run that the version lies in, "
+        "with a warning)",
     )
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     verify.set_defaults(run_subcommand=_verify)
@@ -42,12 +43,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     from common.inference.published import MANIFEST, read_manifest
     from common.inference.signature import check_signature
     from common.inference.version_files import check_files, listed_files
-    from common.security.authorities import trusted_authority
+    from common.security.authorities import authority_for
 
     folder: Path = arguments.version
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give that of a published version")
-    authority = trusted_authority(arguments.authority or _of_run(folder))
+    authority = authority_for(arguments.authority, _of_run(folder))
     if authority is None:
         raise UsageError(
             f"{folder}: no authority to check it against; give the study's ca.crt with --authority, as you had it from "
@@ -73,10 +74,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _of_run(version: Path) -> Path | None:
-    """The authority's certificate of the run that a version lies in, where its coordinator's identity does too."""
+    """The authority's certificate of the run that a version lies in, where its coordinator's identity lies too."""
     from common.security.pem_files import AUTHORITY_CERTIFICATE
     from server.versions import run_of
 
     run = run_of(version)
-    path = run.identity / "coordinator" / AUTHORITY_CERTIFICATE if run is not None else None
-    return path if path is not None and path.exists() else None
+    return run.identity / "coordinator" / AUTHORITY_CERTIFICATE if run is not None else None
