@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import IdentityError, UsageError
 
 _DESCRIPTION = """\
 Checks that a published version was signed by the coordinator of the study whose authority you trust, that every file is
 as it was signed, and that no other file lies beside them.
 
 exit codes: 0 all of this holds; 2 no such folder, or no authority to check against; 5 not signed, the signature is not
-of this manifest, or it is of somebody else: another authority, a site, an expired certificate; 9 a file was changed, is
-missing, or is not of the version
+of this manifest, or it is of somebody else: another authority, a site, an expired certificate; or it is a site's
+personal model, and --personal was not given; 9 a file was changed, is missing, or is not of the version
 """
 
 
@@ -34,6 +35,9 @@ def add_verify_command(commands: Any) -> None:
         metavar="FILE",
         help="ca.crt of the study (default: $WARDROUND_AUTHORITY, else that of the run that the version lies in, "
         "with a warning)",
+    )
+    verify.add_argument(
+        "--personal", action="store_true", help="accept a personal model, which a site made and signed for itself"
     )
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     verify.set_defaults(run_subcommand=_verify)
@@ -57,14 +61,21 @@ def _verify(arguments: argparse.Namespace) -> int:
     manifest = read_manifest(folder)
     content = (folder / MANIFEST).read_bytes()
     checked = check_signature(content, folder, authority)
+    signed_by = checked.signed_by
+    assert signed_by is not None  # else it had been refused
+    if checked.personal and not arguments.personal:
+        raise IdentityError(
+            f"{folder}: a personal model, made and signed by {signed_by.role} {signed_by.name!r} for its own images, "
+            "not by the study's coordinator; use it only if that is what you want, and then check it with --personal"
+        )
     check_files(folder)
+    for warning in checked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     count = len(listed_files(content))
     if arguments.json:
         found = {"study": manifest["study"], "version": manifest["version"], "files": count, **checked.report()}
         print(json.dumps(found, indent=1))
         return 0
-    signed_by = checked.signed_by
-    assert signed_by is not None  # else it had been refused
     print(
         f"{manifest['study']} {manifest['version']}: signed by {signed_by.role} {signed_by.name!r} under "
         f"{authority.source}; all {count} files are as they were signed, and no other is there"

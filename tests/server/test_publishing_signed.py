@@ -195,6 +195,17 @@ def test_verify_refuses_every_change(
     assert said in err
 
 
+def test_a_personal_model_passes_only_where_one_is_expected(version: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sign(version, site_of("cells"), personal={"gain": 0.1})
+    code, out, err = verified(version, capsys, "--authority", AUTHORITIES)
+    assert (code, out) == (5, "")
+    assert "a personal model, made and signed by site 'north'" in err and "--personal" in err
+    code, out, err = verified(version, capsys, "--authority", AUTHORITIES, "--personal")
+    assert code == 0
+    assert "signed by site 'north' under" in out
+    assert "warning: a personal model" in err
+
+
 def test_only_coordinators_sign_for_a_study() -> None:
     with pytest.raises(IdentityError, match="the identity is of site 'north', and a coordinator signs"):
         coordinators_signer(identities("cells") / "sites" / "north")
