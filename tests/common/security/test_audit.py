@@ -21,8 +21,8 @@ from common.security.audit import HEAD, LOG, AuditDamagedError, AuditLog, Entry
 from common.security.audit_check import check_log
 from common.security.authorities import trusted_authority
 from common.security.certificates import ensure_simulation_identities
-from common.security.signing import load_signer
-from tests.signers import AUTHORITIES, site_of
+from common.security.signing import Signer, load_signer
+from tests.signers import AUTHORITIES, coordinator_of, site_of
 
 
 def logged(folder: Path, rounds: int = 3, *, signed: bool = True) -> Path:
@@ -279,6 +279,31 @@ def test_a_log_that_somebody_else_signed_anew_is_refused(tmp_path: Path) -> None
     check_log(tmp_path / "forged")  # nobody vouches for anybody
     with pytest.raises(IdentityError, match=r"audit\.log: entry 2: .* was not issued by the authority"):
         check_log(tmp_path / "forged", trusted_authority(AUTHORITIES))
+
+
+def test_a_log_without_a_signed_head_does_not_pass_by_an_authority(tmp_path: Path) -> None:
+    logged(tmp_path, signed=False)  # as whoever can write the folder leaves it, with audit.head removed
+    check_log(tmp_path)
+    with pytest.raises(IdentityError, match=r"audit\.log: no head is signed, so that .* vouches for none of it"):
+        check_log(tmp_path, trusted_authority(AUTHORITIES))
+
+
+@pytest.mark.parametrize(
+    ("actor", "signer"),
+    [
+        ("coordinator", site_of("tiny")),
+        ("site alpha", site_of("tiny")),
+        ("north", site_of("tiny")),
+        ("site coordinator", coordinator_of("tiny")),
+    ],
+)
+def test_nobody_signs_a_log_in_the_name_of_another(tmp_path: Path, actor: str, signer: Signer) -> None:
+    log = AuditLog(tmp_path, actor, signer)
+    log.record("started")
+    log.sign_head()
+    log.close()
+    with pytest.raises(IdentityError, match=f"entry 1 is of '{actor}', and the heads are signed by {signer.role} "):
+        check_log(tmp_path, trusted_authority(AUTHORITIES))
 
 
 def test_a_forged_signature_is_refused(tmp_path: Path) -> None:
