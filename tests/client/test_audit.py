@@ -156,6 +156,26 @@ def test_a_site_that_sent_nothing_says_so(tmp_path: Path, capsys: pytest.Capture
     assert "Nothing: this site has taken part in no study yet." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {"round": [1], "kind": "train", "sha256": "cd", "contents": "a change", "cases": 3, "bytes": 1},
+        {"round": "one", "kind": "train", "sha256": "cd", "contents": "a change", "cases": 3, "bytes": 1},
+        {"round": 1, "kind": "train", "sha256": "cd", "contents": "a change", "cases": 3, "bytes": "many"},
+    ],
+)
+def test_an_entry_with_other_details_gives_no_summary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], details: dict[str, object]
+) -> None:
+    log = AuditLog(tmp_path, "site alpha")
+    log.record("started", study="digits", plan="ab", training_cases=3, validation_cases=1)
+    log.record("update-sent", **details)
+    log.close()
+    assert main(["audit", "summary", str(tmp_path)]) == 7
+    assert "entry 2 (update-sent) has not the details that a site records of it" in capsys.readouterr().err
+
+
 def test_an_update_sent_again_counts_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = AuditLog(tmp_path, "site alpha")
     log.record("started", study="digits", plan="ab", training_cases=3, validation_cases=1)
