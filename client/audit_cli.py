@@ -47,6 +47,6 @@ def _summary(options: argparse.Namespace) -> int:
     from common.security.authorities import trusted_authority
 
     checked = check_log(options.work, trusted_authority(options.authority))
-    found = summary_of(checked.entries)
+    found = summary_of(checked.entries, checked.path)
     print(json.dumps({**found, "log": checked.report()}, indent=1) if options.json else summary_text(found, checked))
     return 0

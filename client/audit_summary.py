@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from common.security.audit import Entry
+from common.security.audit import Entry, damaged
 from common.security.audit_check import CheckedLog
 from common.wording import counted, printable
 
@@ -18,8 +19,13 @@ NEVER = (
 _DIGITS = 12
 
 
-def summary_of(entries: Iterable[Entry]) -> dict[str, Any]:
-    """Plain values: "studies", each with its "sent" by round and kind, and counts of all else that was said."""
+def summary_of(entries: Iterable[Entry], path: Path) -> dict[str, Any]:
+    """Plain values: "studies", each with its "sent" by round and kind, and counts of all else that was said.
+
+    Raises
+    ------
+    AuditDamagedError : an entry of the log at `path` has other details than a site records.
+    """
     studies: dict[tuple[str, str], dict[str, Any]] = {}
     asked = 0
     study: dict[str, Any] | None = None
@@ -33,7 +39,12 @@ def summary_of(entries: Iterable[Entry]) -> dict[str, Any]:
         elif entry.event == "model-asked-for":
             asked += 1
         elif study is not None:
-            _add(study, entry)
+            try:
+                _add(study, entry)
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise damaged(
+                    path, f"entry {entry.sequence} ({entry.event}) has not the details that a site records of it"
+                ) from error
     for one in studies.values():
         one["sent"] = sorted(one["sent"].values(), key=lambda sent: (sent["round"], sent["kind"] != "train"))
         one["bytes"] = sum(sent["bytes"] for sent in one["sent"])
@@ -61,15 +72,15 @@ def _add(study: dict[str, Any], entry: Entry) -> None:
     study["asked_after"] += entry.event == "update-asked-after"
     if entry.event not in ("update-sent", "update-answered"):
         return
-    key = details["round"], details["kind"], details["sha256"]
+    key = int(details["round"]), str(details["kind"]), str(details["sha256"])
     sent = study["sent"].get(key)
     if entry.event == "update-sent":
         if sent is None:
             sent = study["sent"][key] = {
-                "round": details["round"],
-                "kind": details["kind"],
-                "contents": details["contents"],
-                "sha256": details["sha256"],
+                "round": key[0],
+                "kind": key[1],
+                "contents": str(details["contents"]),
+                "sha256": key[2],
                 "cases": details["cases"],
                 "times": 0,
                 "bytes": 0,

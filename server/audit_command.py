@@ -22,7 +22,7 @@ def add_audit_command(commands: Any) -> None:
         "--authority",
         type=Path,
         metavar="FILE",
-        help="ca.crt of the study (default: $WARDROUND_AUTHORITY, or that of the run)",
+        help="ca.crt of the study (default: $WARDROUND_AUTHORITY, else that of the run, with a warning)",
     )
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     verify.set_defaults(run_subcommand=_verify)
@@ -30,9 +30,8 @@ def add_audit_command(commands: Any) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from common.security.audit_check import check_log, verdict
-    from common.security.authorities import trusted_authority
+    from common.security.authorities import authority_for
 
-    own = arguments.folder / "identity" / "coordinator" / "ca.crt"
-    given = arguments.authority or (own if own.exists() else None)
-    print(verdict(check_log(arguments.folder, trusted_authority(given)), as_json=arguments.json))
+    authority = authority_for(arguments.authority, arguments.folder / "identity" / "coordinator" / "ca.crt")
+    print(verdict(check_log(arguments.folder, authority), as_json=arguments.json))
     return 0

@@ -19,9 +19,9 @@ atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 @functools.cache
 def identities(study: str) -> Path:
-    """A folder of identities: `coordinator`, `sites/north`."""
+    """A folder of identities: `coordinator`, `sites/north`, `sites/alpha`."""
     folder = FOLDER / study
-    ensure_simulation_identities(folder, study, ["north"], ["localhost"])
+    ensure_simulation_identities(folder, study, ["north", "alpha"], ["localhost"])
     with AUTHORITIES.open("ab") as file:
         file.write((folder / "authority" / "ca.crt").read_bytes())
     return folder
@@ -32,6 +32,6 @@ def coordinator_of(study: str) -> Signer:
     return load_signer(identities(study) / "coordinator")
 
 
-def site_of(study: str) -> Signer:
-    """Who signs for its site `north`."""
-    return load_signer(identities(study) / "sites" / "north")
+def site_of(study: str, name: str = "north") -> Signer:
+    """Who signs for one of its sites."""
+    return load_signer(identities(study) / "sites" / name)

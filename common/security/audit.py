@@ -169,21 +169,17 @@ class AuditLog(Audit):
 
     def record(self, event: str, **details: Any) -> None:
         """See `Audit`."""
-        try:
-            with self._writing():
-                self._append(event, details)
-        except RunFolderError as error:
-            if not is_full(error) or not self._make_room():
-                raise
-            with self._writing():
-                self._append(event, details)
+        self._with_room(lambda: self._append(event, details))
 
     def sign_head(self) -> None:
         """See `Audit`."""
-        with self._writing():
-            last = self._tail.last
-            if self._signer is None or last is None or last.event == HEAD_SIGNED:
-                return
+        self._with_room(self._sign)
+
+    def _sign(self) -> None:
+        last = self._tail.last
+        if self._signer is None or last is None:
+            return
+        if last.event != HEAD_SIGNED:
             signature = self._signer.sign(HEAD_PURPOSE, head_statement(last.sequence, last.hash))
             details = {
                 "sequence": last.sequence,
@@ -192,7 +188,18 @@ class AuditLog(Audit):
                 "signature": base64.b64encode(signature).decode("ascii"),
             }
             self._append(HEAD_SIGNED, details)
-            self._keep_head()
+        self._keep_head()
+
+    def _with_room(self, write: Callable[[], None]) -> None:
+        """Writes; where the disk is full, makes room and writes once more."""
+        try:
+            with self._writing():
+                write()
+        except RunFolderError as error:
+            if not is_full(error) or not self._make_room():
+                raise
+            with self._writing():
+                write()
 
     def close(self) -> None:
         """See `Audit`."""
@@ -212,6 +219,7 @@ class AuditLog(Audit):
                         with self._path.open("rb") as file:
                             self._tail = read_tail(file, self._path, self._tail)
                         if torn := self._tail.torn:
+                            check_head(self._tail, read_head(self._path.parent), self._path)
                             os.ftruncate(self._file, self._tail.size)
                             self._tail = Tail(self._tail.last, self._tail.signed, self._tail.size, b"")
                             self._append(REPAIRED, {"bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest()})
@@ -222,6 +230,8 @@ class AuditLog(Audit):
                 raise cannot_write(self._path, error) from error
 
     def _append(self, event: str, details: Mapping[str, Any]) -> None:
+        if self._tail.signed is self._tail.last:
+            self._keep_head()  # it may have failed; only while that head is the last entry may its copy be an older one
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         entry = Entry.after(self._tail.last, self._actor, event, details, now)
         line = entry.line() + b"\n"
@@ -241,9 +251,10 @@ class AuditLog(Audit):
 
     def _keep_head(self) -> None:
         """Has a copy of the newest signed head beside the log."""
-        signed = self._tail.signed
-        if signed is None or read_head(self._path.parent) == signed.line():
+        signed, head = self._tail.signed, read_head(self._path.parent)
+        if signed is None or head == signed.line():
             return
+        check_head(self._tail, head, self._path)
         descriptor, name = tempfile.mkstemp(dir=self._head.parent, prefix=f".{HEAD}.", suffix=".partial")
         try:
             with os.fdopen(descriptor, "wb") as file:

@@ -97,7 +97,7 @@ def check_log(folder: Path, authority: Authority | None = None) -> CheckedLog:
     Raises
     ------
     AuditDamagedError : an entry was changed, removed or moved, or the log does not reach its signed head.
-    IdentityError : a signature is bad, or of somebody else.
+    IdentityError : a signature is bad, or of somebody else than who the entries say; with an authority, none is there.
     RunFolderError : there is no log, or it cannot be read.
     """
     path = folder / LOG
@@ -127,8 +127,27 @@ def check_log(folder: Path, authority: Authority | None = None) -> CheckedLog:
         ) from error
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read ({error.strerror or error}); check its rights") from error
+    if authority is not None and signed_by is None:
+        raise IdentityError(
+            f"{path}: no head is signed, so that {authority.source} vouches for none of it, and whoever can write the "
+            "file could have written it anew; a log has its first signed head when its first round is answered or "
+            "closed. Before that, or where the identity has no key that signs, check it without an authority"
+        )
+    if signed_by is not None:
+        _check_actors(found, signed_by, path)
     up_to = int(signed.details["sequence"]) if signed is not None else 0
     return CheckedLog(path, tuple(found), heads, signed_by, up_to, authority, torn)
+
+
+def _check_actors(found: list[Entry], signed_by: SignedBy, path: Path) -> None:
+    """Who signed the heads is who did what the entries say: nobody signs a log in another's name."""
+    owner = "coordinator" if signed_by.role == "coordinator" else f"site {signed_by.name}"
+    for entry in found:
+        if entry.actor != owner:
+            raise IdentityError(
+                f"{path}: entry {entry.sequence} is of {entry.actor!r}, and the heads are signed by {signed_by.role} "
+                f"{signed_by.name!r}: the log is not one owner's; keep it for whoever looks into it"
+            )
 
 
 def _check_signature(

@@ -1,8 +1,9 @@
-"""Whose signers are believed: the authorities that a user names. Nothing that is to be checked can name them itself."""
+"""Whose signers are believed: the authorities that a user names, before any that what is to be checked brings along."""
 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,3 +39,21 @@ def trusted_authority(given: Path | None) -> Authority | None:
     if path is None:
         return None
     return Authority(tuple(read_certificates(path)), str(path))
+
+
+def authority_for(given: Path | None, own: Path | None) -> Authority | None:
+    """As `trusted_authority`; where the user names none, that which what is to be checked brings along, with a warning.
+
+    Parameters
+    ----------
+    own : a certificate in the folder to be checked; None, or a path where nothing is: it brings none along.
+    """
+    authority = trusted_authority(given)
+    if authority is not None or own is None or not own.exists():
+        return authority
+    print(
+        f"warning: the authority was taken from the folder itself ({own}): this proves nothing to anybody but who made "
+        "the run; give the study's ca.crt with --authority",
+        file=sys.stderr,
+    )
+    return trusted_authority(own)

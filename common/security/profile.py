@@ -31,6 +31,14 @@ TLS_CLIENT: Final = ExtendedKeyUsageOID.CLIENT_AUTH
 SIGNING: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36")
 """The usage of RFC 9336, id-kp-documentSigning: a key that signs cannot speak in TLS, nor the other way round."""
 
+_UNREADABLE: Final = (
+    ValueError,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What an extension is read with of a certificate that anybody may have made up."""
+
 _VALIDITY: Final = datetime.timedelta(days=2 * 365)
 _CLOCK_DIFFERENCE: Final = datetime.timedelta(days=1)  # hospitals' clocks differ
 
@@ -81,7 +89,7 @@ def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
     try:
         certificate.verify_directly_issued_by(authority)
         return authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, *_UNREADABLE):
         return False
 
 
@@ -89,7 +97,7 @@ def usages_of(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
     """What the certificate's key may be used for; nothing where it does not say."""
     try:
         return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except _UNREADABLE:
         return []
 
 
@@ -97,7 +105,7 @@ def uris_of(certificate: x509.Certificate) -> list[str]:
     """The URIs that name the certificate's owner. Raises IdentityError where it has none that can be read."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except _UNREADABLE as error:
         raise IdentityError("certificate: it carries no URI; use one that Wardround issued") from error
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 

@@ -223,12 +223,12 @@ def verify(
         or name; or the signature is not that of this message for this purpose.
     """
     found = check_signer(certificate_pem, authority_pem, where=where, role=role, name=name, at=at)
-    key = _certificate(certificate_pem, where).public_key()
     try:
+        key = _certificate(certificate_pem, where).public_key()
         if not isinstance(key, ed25519.Ed25519PublicKey):
             raise InvalidSignature
         key.verify(signature, statement(purpose, message))
-    except InvalidSignature as error:
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm) as error:
         raise IdentityError(
             f"{where}: the signature is not one that {found.role} {found.name!r} gave for this content; it or what was "
             "signed has been changed: get both again from where they were made"

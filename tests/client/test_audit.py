@@ -37,7 +37,7 @@ def work(
     tmp_path: Path,
 ) -> Path:
     """The work folder of a site that took part in two rounds, of which the second update was not taken."""
-    audit = AuditLog(tmp_path, "site alpha", site_of("digits"))
+    audit = AuditLog(tmp_path, "site alpha", site_of("digits", "alpha"))
     site = Running(coordinator.address, identities["alpha"], worker, tmp_path, audit=audit)
     coordinator.say(task=task(1, pb.TRAIN))
     eventually(lambda: len(coordinator.uploads) == 1)
@@ -96,7 +96,8 @@ def test_an_update_is_recorded_before_its_first_byte_leaves(
                 raise RunFolderError("audit.log: cannot be written")
             super().record(event, **details)
 
-    site = Running(coordinator.address, identities["alpha"], worker, tmp_path, audit=Full(tmp_path, "site alpha"))
+    audit = Full(tmp_path, "site alpha", site_of("digits", "alpha"))
+    site = Running(coordinator.address, identities["alpha"], worker, tmp_path, audit=audit)
     coordinator.say(task=task(1))
     with pytest.raises(Exception, match="cannot be written"):
         site.end.result(30)
@@ -114,7 +115,7 @@ def test_the_summary_is_one_page(work: Path, capsys: pytest.CaptureFixture[str])
     (row,) = [line for line in lines if digest in line and " train " in line]
     assert row.split()[:5] == ["1", "train", str(_entries(work, "update-sent")[0].details["bytes"]), "1x", "yes"]
     assert "  - images and labels, whole or in part" in lines
-    assert "whole, 14 entries" in page and "signed up to entry 13 by site 'north'" in page
+    assert "whole, 14 entries" in page and "signed up to entry 13 by site 'alpha'" in page
     assert len(lines) < 40
     assert main(["audit", "summary", str(work), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -153,6 +154,26 @@ def test_a_site_that_sent_nothing_says_so(tmp_path: Path, capsys: pytest.Capture
     log.close()
     assert main(["audit", "summary", str(tmp_path)]) == 0
     assert "Nothing: this site has taken part in no study yet." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {"round": [1], "kind": "train", "sha256": "cd", "contents": "a change", "cases": 3, "bytes": 1},
+        {"round": "one", "kind": "train", "sha256": "cd", "contents": "a change", "cases": 3, "bytes": 1},
+        {"round": 1, "kind": "train", "sha256": "cd", "contents": "a change", "cases": 3, "bytes": "many"},
+    ],
+)
+def test_an_entry_with_other_details_gives_no_summary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], details: dict[str, object]
+) -> None:
+    log = AuditLog(tmp_path, "site alpha")
+    log.record("started", study="digits", plan="ab", training_cases=3, validation_cases=1)
+    log.record("update-sent", **details)
+    log.close()
+    assert main(["audit", "summary", str(tmp_path)]) == 7
+    assert "entry 2 (update-sent) has not the details that a site records of it" in capsys.readouterr().err
 
 
 def test_an_update_sent_again_counts_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,8 @@ from common.errors import RunFolderError
 from common.security.audit import AuditLog, Entry
 from common.security.audit_check import check_log
 from common.security.authorities import trusted_authority
+from common.security.certificates import ensure_simulation_identities
+from common.security.signing import load_signer
 from server.calls import Connection
 from server.cli import main
 from tests.server.test_federation import SITES, Coordinator, killed, play
@@ -28,7 +30,7 @@ def start(run: Path) -> tuple[Coordinator, AuditLog]:
 
 
 def entries(run: Path, event: str = "") -> list[Entry]:
-    found = check_log(run, trusted_authority(AUTHORITIES)).entries
+    found = check_log(run).entries
     return [entry for entry in found if event in ("", entry.event)]
 
 
@@ -45,7 +47,7 @@ def test_a_round_is_recorded_step_by_step(tmp_path: Path) -> None:
         audit.close()
 
     play(scene)
-    found = entries(tmp_path)
+    found = list(check_log(tmp_path, trusted_authority(AUTHORITIES)).entries)
     assert [entry.event for entry in found] == [
         "site-connected", "round-opened", "task-handed-out",
         "update-received", "update-received", "update-received", "round-closed", "head-signed", "site-left",
@@ -138,6 +140,24 @@ def test_the_command_says_whether_a_log_is_whole(tmp_path: Path, capsys: pytest.
     assert "entry 1 is not as it was written" in capsys.readouterr().err
     assert main(["audit", "verify", str(tmp_path / "none")]) == 7
     assert "no audit log here" in capsys.readouterr().err
+
+
+def test_the_authority_in_the_folder_is_the_last_that_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_simulation_identities(tmp_path / "identity", "digits", ["north"], ["localhost"])
+    audit = AuditLog(tmp_path, "coordinator", load_signer(tmp_path / "identity" / "coordinator"))
+    audit.record("study-started", study="digits")
+    audit.sign_head()
+    audit.close()
+    assert main(["audit", "verify", str(tmp_path)]) == 0
+    assert "warning: the authority was taken from the folder itself" in capsys.readouterr().err
+    monkeypatch.setenv("WARDROUND_AUTHORITY", str(identities("digits") / "authority" / "ca.crt"))
+    assert main(["audit", "verify", str(tmp_path)]) == 5
+    assert "was not issued by the authority" in capsys.readouterr().err
+    own = str(tmp_path / "identity" / "coordinator" / "ca.crt")
+    assert main(["audit", "verify", str(tmp_path), "--authority", own]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_the_command_loads_no_tensorflow(tmp_path: Path) -> None:

@@ -130,7 +130,11 @@ def verified(version: Path, capsys: pytest.CaptureFixture[str], *options: object
 
 
 def test_verify_accepts_what_was_published(
-    run: RunFolder, version: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: RunFolder,
+    version: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     code, out, _ = verified(version, capsys, "--authority", AUTHORITIES)
     assert code == 0
@@ -147,7 +151,14 @@ def test_verify_accepts_what_was_published(
     assert verified(version, capsys)[0] == 0
     monkeypatch.delenv("WARDROUND_AUTHORITY")
     shutil.copytree(identities("cells") / "coordinator", run.identity / "coordinator")
-    assert verified(run.published / "v1", capsys)[0] == 0  # by the authority of its run
+    code, _, err = verified(run.published / "v1", capsys)
+    assert code == 0  # by the authority of its run
+    assert "warning: the authority was taken from the folder itself" in err
+    ensure_simulation_identities(tmp_path / "other", "cells", ["north"], ["localhost"])
+    monkeypatch.setenv("WARDROUND_AUTHORITY", str(tmp_path / "other" / "authority" / "ca.crt"))
+    code, _, err = verified(run.published / "v1", capsys)
+    assert code == 5
+    assert "was not issued by the authority that is trusted here" in err
 
 
 def _changed(version: Path) -> None:
@@ -182,6 +193,17 @@ def test_verify_refuses_every_change(
     found, out, err = verified(version, capsys, "--authority", AUTHORITIES)
     assert (found, out) == (code, "")
     assert said in err
+
+
+def test_a_personal_model_passes_only_where_one_is_expected(version: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sign(version, site_of("cells"), personal={"gain": 0.1})
+    code, out, err = verified(version, capsys, "--authority", AUTHORITIES)
+    assert (code, out) == (5, "")
+    assert "a personal model, made and signed by site 'north'" in err and "--personal" in err
+    code, out, err = verified(version, capsys, "--authority", AUTHORITIES, "--personal")
+    assert code == 0
+    assert "signed by site 'north' under" in out
+    assert "warning: a personal model" in err
 
 
 def test_only_coordinators_sign_for_a_study() -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,8 @@ from common.security.audit import HEAD, LOG, AuditDamagedError, AuditLog, Entry
 from common.security.audit_check import check_log
 from common.security.authorities import trusted_authority
 from common.security.certificates import ensure_simulation_identities
-from common.security.signing import load_signer
-from tests.signers import AUTHORITIES, site_of
+from common.security.signing import Signer, load_signer
+from tests.signers import AUTHORITIES, coordinator_of, site_of
 
 
 def logged(folder: Path, rounds: int = 3, *, signed: bool = True) -> Path:
@@ -151,10 +152,6 @@ def test_two_processes_and_many_threads_make_one_chain(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = AuditLog(tmp_path, "site north")
     log.record("started")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(RunFolderError, match=r"audit\.log: cannot be written \(No space left on device\); free"):
@@ -162,6 +159,50 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytes
     assert [entry.event for entry in check_log(tmp_path).entries] == ["started"]
     log.record("update-sent")
     assert [entry.event for entry in check_log(tmp_path).entries] == ["started", "update-sent"]
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_nothing_follows_a_signed_head_before_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    logged(tmp_path, rounds)
+    log = AuditLog(tmp_path, "site north", site_of("tiny"))
+    log.record("update-sent")
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "mkstemp", full)  # a line still fits, another file does not
+        for write in (log.sign_head, lambda: log.record("stopped"), log.sign_head):
+            with pytest.raises(RunFolderError, match="No space left on device"):
+                write()
+        with pytest.raises(RunFolderError, match="No space left on device"):
+            AuditLog(tmp_path, "site north", site_of("tiny"))
+    log.close()
+    assert check_log(tmp_path).entries[-1].event == "head-signed"
+    log = AuditLog(tmp_path, "site north", site_of("tiny"))
+    log.record("started")
+    log.close()
+    assert [entry.event for entry in check_log(tmp_path).entries][-2:] == ["head-signed", "started"]
+
+
+def test_a_head_is_signed_once_room_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def make_room() -> int:
+        monkeypatch.undo()
+        made.append(1)
+        return 1
+
+    log = AuditLog(tmp_path, "site north", site_of("tiny"), make_room)
+    log.record("started")
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    log.sign_head()
+    log.close()
+    assert made
+    assert [entry.event for entry in check_log(tmp_path).entries] == ["started", "head-signed"]
+    assert (tmp_path / HEAD).read_bytes() == lines(tmp_path)[-1][:-1]
 
 
 # Attacks. ----------------------------------------------------------------------------------------------------------
@@ -211,6 +252,15 @@ def test_changed_lines_are_refused(tmp_path: Path, attack: Callable[[Path, list[
     assert (tmp_path / LOG).read_bytes() == before  # evidence is not touched
 
 
+def test_a_torn_line_behind_a_log_that_was_cut_off_is_not_repaired(tmp_path: Path) -> None:
+    found = lines(logged(tmp_path))
+    rewrite(tmp_path, [*found[:5], found[5][:20]])  # up to the second signed head
+    before = (tmp_path / LOG).read_bytes(), (tmp_path / HEAD).read_bytes()
+    with pytest.raises(AuditDamagedError, match="it ends at entry 5, and its head was signed at entry 7"):
+        AuditLog(tmp_path, "site north", site_of("tiny"))
+    assert ((tmp_path / LOG).read_bytes(), (tmp_path / HEAD).read_bytes()) == before
+
+
 def test_a_log_with_new_hashes_does_not_fit_its_signatures(tmp_path: Path) -> None:
     _resealed(logged(tmp_path), 2, bytes=1)
     with pytest.raises(AuditDamagedError, match="the head that entry 3 signs is not that of the entry before"):
@@ -229,6 +279,31 @@ def test_a_log_that_somebody_else_signed_anew_is_refused(tmp_path: Path) -> None
     check_log(tmp_path / "forged")  # nobody vouches for anybody
     with pytest.raises(IdentityError, match=r"audit\.log: entry 2: .* was not issued by the authority"):
         check_log(tmp_path / "forged", trusted_authority(AUTHORITIES))
+
+
+def test_a_log_without_a_signed_head_does_not_pass_by_an_authority(tmp_path: Path) -> None:
+    logged(tmp_path, signed=False)  # as whoever can write the folder leaves it, with audit.head removed
+    check_log(tmp_path)
+    with pytest.raises(IdentityError, match=r"audit\.log: no head is signed, so that .* vouches for none of it"):
+        check_log(tmp_path, trusted_authority(AUTHORITIES))
+
+
+@pytest.mark.parametrize(
+    ("actor", "signer"),
+    [
+        ("coordinator", site_of("tiny")),
+        ("site alpha", site_of("tiny")),
+        ("north", site_of("tiny")),
+        ("site coordinator", coordinator_of("tiny")),
+    ],
+)
+def test_nobody_signs_a_log_in_the_name_of_another(tmp_path: Path, actor: str, signer: Signer) -> None:
+    log = AuditLog(tmp_path, actor, signer)
+    log.record("started")
+    log.sign_head()
+    log.close()
+    with pytest.raises(IdentityError, match=f"entry 1 is of '{actor}', and the heads are signed by {signer.role} "):
+        check_log(tmp_path, trusted_authority(AUTHORITIES))
 
 
 def test_a_forged_signature_is_refused(tmp_path: Path) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import subprocess
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import IdentityError
 from common.security.certificates import ensure_simulation_identities, load_identity
-from common.security.profile import SIGNING, issued_certificate
+from common.security.profile import SIGNING, issued_certificate, subject_of, uri_of
 from common.security.signing import Signer, load_signer, statement, verify
 
 HOSTS = ("localhost",)
@@ -196,3 +197,47 @@ def test_damaged_signing_files_say_what_is_wrong(tmp_path: Path) -> None:
     (north / "signing.crt").unlink()
     with pytest.raises(IdentityError, match=r"signing\.crt: does not exist"):
         load_signer(north)
+
+
+def made_up(names: bytes | None = None, usages: bytes | None = None) -> bytes:
+    """A certificate as anybody can make one, with these bytes (DER) as its names or usages."""
+    signer = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    uri = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri_of("nuclei", "site", "north"))])
+    usage = x509.ExtendedKeyUsage([SIGNING])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject_of("site", "north"))
+        .issuer_name(subject_of("authority", "nuclei"))
+        .public_key(ed25519.Ed25519PrivateKey.generate().public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.UnrecognizedExtension(uri.oid, names) if names else uri, critical=False)
+        .add_extension(x509.UnrecognizedExtension(usage.oid, usages) if usages else usage, critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"names": bytes.fromhex("3004a3023000")},  # x400Address, a kind of name that is not supported
+        {"names": b"\x30\x03\x01"},
+        {"usages": bytes.fromhex("3004a3023000")},
+        {"usages": b"\x30\x03\x01"},
+    ],
+)
+def test_a_made_up_certificate_is_refused_in_words(authority: bytes, parts: dict[str, bytes]) -> None:
+    for trusted in (None, authority):
+        with pytest.raises(IdentityError, match=r"^signature: "):
+            verify(trusted, made_up(**parts), purpose="test", message=b"", signature=b"")
+
+
+def test_a_made_up_key_is_refused_in_words() -> None:
+    der = x509.load_pem_x509_certificate(made_up()).public_bytes(serialization.Encoding.DER)
+    of_no_algorithm = der.replace(bytes.fromhex("06032b6570"), bytes.fromhex("06032b657f"), 1)
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(of_no_algorithm) + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(IdentityError, match=r"^signature: the signature is not one that site 'north' gave"):
+        verify(None, pem, purpose="test", message=b"", signature=b"")
