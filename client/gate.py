@@ -26,6 +26,7 @@ from common.errors import ApprovalError, IdentityError, PolicyError, PolicyFileE
 
 UNREADABLE = "its site's policy cannot be read"
 NOT_APPROVED = "its site's operator does not approve it any more"
+NO_SUCH_ROUND = "its site's operator approved no such round: training.rounds"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,10 @@ class SiteGate:
             self._approvals.require(self._subject, todo=self._todo)
         except (ApprovalError, IdentityError) as error:
             return Refusal(NOT_APPROVED, str(error), error=error)
+        rounds = self._subject.study.training.rounds
+        if not 1 <= round_number <= rounds:
+            words = f"training.rounds: 1 to {rounds} were approved, the coordinator asks for round {round_number}"
+            return Refusal(NO_SUCH_ROUND, words)
         try:
             policy = read_policy(self._path, required=self._required).policy
         except PolicyFileError as error:

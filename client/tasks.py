@@ -121,13 +121,13 @@ class Tasks:
             self._say(self._job, self._job.batch, self._job.batches)
             return None
         self._end_job()
-        refusal = self._gate.refusal(key.kind, key.number)
-        if refusal is not None:
-            return self._refuse(task, key, refusal)
         try:
+            pending = self._update_of(key)
+            refusal = self._gate.refusal(key.kind, key.number)
+            if refusal is not None and (pending is None or refusal.opens_in is None):  # hours bound when work begins
+                return self._refuse(task, key, refusal)
             self._audit.record("task-received", **_named(task.name), broadcast=task.broadcast.sha256.hex())
-            pending = self._outbox.pending()
-            if pending is not None and pending.key == key and self._fits(pending):
+            if pending is not None:
                 _log.info("round %d (%s): its update is here already, and is sent", key.number, key.kind)
                 self._deliver(pending, task)
                 return None
@@ -166,8 +166,9 @@ class Tasks:
         if job.pending is None or task is None or TaskKey.of(KINDS[task.name.kind], task) != job.key:
             return  # it is in the outbox until its task comes again
         refusal = self._gate.refusal(job.key.kind, job.key.number)
-        if refusal is not None and refusal.error is not None:  # rejected meanwhile; hours bound when tasks begin
+        if refusal is not None and refusal.opens_in is None:  # hours bound when work begins, all else until it is sent
             self._refuse(task, job.key, refusal)
+            return  # it is in the outbox, should the task come again and be allowed
         try:
             self._deliver(job.pending, task)
         except RunFolderError:
@@ -314,6 +315,11 @@ class Tasks:
             self._keeper.answered(pending.key.number, accepted)
         self._outbox.release()
         disk_hit("site.released", pending.path)
+
+    def _update_of(self, key: TaskKey) -> PendingUpdate | None:
+        """The finished update of a task, where it is here already."""
+        pending = self._outbox.pending()
+        return pending if pending is not None and pending.key == key and self._fits(pending) else None
 
     def _fits(self, pending: PendingUpdate) -> bool:
         """Whether what a keeper holds is of this very update."""
