@@ -31,10 +31,16 @@ _log = logging.getLogger("wardround.site")
 KINDS = {pb.TRAIN: "train", pb.EVALUATE: "evaluate"}
 _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 CONTENTS = {
-    "train": "change of the model's weights, sum of the training loss, numbers of batches and patches",
+    "train": "change of the model's weights, number of batches; without differential privacy also sum of the training "
+    "loss and number of patches",
     "evaluate": "Dice of each class over all validation cases, and which classes occurred",
 }
-"""What an update consists of, in words (docs/what-leaves.md has every tensor)."""
+CONTENTS_PRIVATE = {
+    **CONTENTS,
+    "train": "change of the model's weights with this site's noise, the study's number of steps; beside it the epsilon "
+    "spent so far",
+}
+"""What an update consists of, in words (docs/what-leaves.md has every tensor); the latter of a `Spender`."""
 _STAGES = {"train": "training", "evaluate": "evaluation"}
 _PROGRESS_SECONDS = 0.5
 _SETTLE_SECONDS = 10.0
@@ -258,7 +264,8 @@ class Tasks:
                 keeper.sending(key.number)
 
         def asked(position: int) -> None:
-            self._audit.record("update-sent", **_sent(pending, task.name, position))
+            contents = CONTENTS if self._spender is None else CONTENTS_PRIVATE
+            self._audit.record("update-sent", **_sent(pending, task.name, position, contents[key.kind]))
 
         def ends() -> None:
             if keeper is not None:
@@ -380,7 +387,7 @@ def _named(name: pb.TaskName) -> dict[str, Any]:
     return {"kind": KINDS[name.kind], "round": name.round, "attempt": name.attempt}
 
 
-def _sent(pending: PendingUpdate, name: pb.TaskName, position: int) -> dict[str, Any]:
+def _sent(pending: PendingUpdate, name: pb.TaskName, position: int, contents: str) -> dict[str, Any]:
     """What is about to leave, as it is recorded."""
     return {
         **_named(name),
@@ -388,7 +395,7 @@ def _sent(pending: PendingUpdate, name: pb.TaskName, position: int) -> dict[str,
         "of_bytes": pending.size,
         "sha256": pending.sha256.hex(),
         "broadcast": pending.key.broadcast,
-        "contents": CONTENTS[pending.key.kind],
+        "contents": contents,
         "tensors": len(read_tensors(pending.path)),
         "cases": pending.cases,
     }

@@ -22,7 +22,7 @@ from common.security.audit_check import check_log
 from common.security.authorities import trusted_authority
 from common.security.certificates import ensure_simulation_identities
 from common.study import Study
-from tests.client.private_site import private_study
+from tests.client.private_site import TEXT, private_study
 
 
 class Site:
@@ -144,6 +144,26 @@ def test_the_review_knows_earlier_decisions_and_what_has_changed_since(site: Sit
 def test_the_review_without_a_place_says_what_it_did_not_look_at(site: Site) -> None:
     assert main(["review", str(site.study), "--data", str(site.data)]) == 0
     assert "not looked at: --work was not given" in site._capsys.readouterr().out
+
+
+def test_the_review_of_a_private_study_says_what_its_training_is_and_sends(site: Site) -> None:
+    keys = "epsilon: 3, delta: 1e-5, patients_per_step: 2, steps_per_round: 4, crops_per_patient: 3"
+    site.study.write_text(private_study(keys).to_yaml())
+    text = " ".join(site("review")[1].split())
+    assert (
+        "6; in each this site trains 4 steps on patches of its own; in each, every patient takes part by chance, 2 are "
+        "expected, with 3 patches each sites" in text
+    )
+    assert "bytes, with this site's noise; with it the privacy spent so far (epsilon at delta), the numbers of" in text
+    assert "loss" not in text
+    assert "loss" not in json.loads(site("review", "--json")[1])["leaves"]["each round"]
+
+
+def test_the_review_of_a_study_whose_sites_are_hidden_promises_no_loss(site: Site) -> None:
+    site.study.write_text(TEXT.replace("unit: patient", "unit: site") % "epsilon: 3, delta: 1e-5")
+    text = " ".join(site("review")[1].split())
+    assert "bytes, clipped; with it the numbers of batches and cases, and the seconds that it took" in text
+    assert "loss" not in text
 
 
 @pytest.mark.slow
