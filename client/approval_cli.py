@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from common.errors import PolicyError, PolicyFileError, RunFolderError, UsageErr
 from common.study import Study, load_study
 
 if TYPE_CHECKING:
-    from client.approvals import Decision
+    from client.approvals import Decision, Subject
     from client.review import Review
 
 _POLICY_HERE = Path("policy.yaml")
@@ -156,7 +157,11 @@ def _decide(decision: Decision, options: argparse.Namespace) -> int:
     for place, review in zip(found, reviews, strict=True):
         assert place.work is not None, "a site with a name has a work folder"
         approvals = Approvals(place.work, place.identity)
+        if decision == "approve":
+            _record_in_audit_log(decision, place, review.subject, options.by)
         record = approvals.record(decision, review.subject, by=options.by, note=options.note, shown=review.to_json())
+        if decision == "reject":  # which holds, whatever is the matter with the log
+            _record_in_audit_log(decision, place, review.subject, options.by)
         results.append({"site": place.site, "file": str(approvals.path), **record.content})
         if options.json:
             continue
@@ -172,6 +177,24 @@ def _decide(decision: Decision, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(results[0] if len(results) == 1 else results))
     return 0
+
+
+def _record_in_audit_log(decision: Decision, place: Place, subject: Subject, by: str) -> None:
+    """Raises RunFolderError where the site's log cannot be written."""
+    from common.security.audit import AuditLog
+    from common.security.signing import signer_in
+
+    assert place.work is not None, "a site with a name has a work folder"
+    signer = signer_in(place.identity) if place.identity is not None else None
+    with contextlib.closing(AuditLog(place.work, f"site {place.site}", signer)) as audit:
+        audit.record(
+            "approved" if decision == "approve" else "rejected",
+            study=subject.study.name,
+            study_sha256=subject.study_digest,
+            package_sha256=subject.package.digest,
+            by=by,
+        )
+        audit.sign_head()
 
 
 # The policy. -------------------------------------------------------------------------------------------------------

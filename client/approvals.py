@@ -3,15 +3,17 @@
 `approvals.jsonl` lies in the site's work folder, a JSON object a line. Every record holds who decided, when, what was
 shown, and what the decision covers: the study in its canonical form, the digest of the installed package, and the data.
 Each record holds the SHA-256 of the line before it and one of itself, so that a change or a gap is seen, and where the
-identity folder has an Ed25519 `signing.key`, a signature. Without a key, whoever may write the file can forge an
-approval; with one or without, they can cut off the newest records, and so take back a rejection.
+identity folder has a key that signs (`common.security.signing`), a signature with the certificate of who gave it.
+Without a key, whoever may write the file can forge an approval; with one or without, they can cut off the newest
+records, and so take back a rejection.
 
-Signatures are made and checked in `sign` and `verify` alone.
+A line counts when its end is written: one that is torn, because the process or the disk gave way, was never a decision.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import fcntl
 import getpass
@@ -21,74 +23,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from typing import Any, Final, Literal
 
 from client.package import Package
 from common.disk import cannot_write
 from common.errors import ApprovalError, IdentityError
+from common.security.pem_files import AUTHORITY_CERTIFICATE, read_certificate
+from common.security.signing import can_sign, load_signer, verify
 from common.study import Study
 from common.wire.tensors import sync_folder
 
 APPROVALS_FILE = "approvals.jsonl"
-SIGNING_KEY = "signing.key"
 FORMAT = 1
-_PURPOSE = b"wardround site approval\0"
+PURPOSE: Final = "site approval"
+"""What the signature of a record is for (`common.security.signing`)."""
 
 Decision = Literal["approve", "reject"]
-
-
-# Signatures: the one place that knows of keys. -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Signed:
-    """A signature and who gave it: SHA-256 of the public key, hexadecimal."""
-
-    signer: str
-    signature: str
-
-
-def can_sign(identity: Path | None) -> bool:
-    """Whether the identity in this folder has a key that signs."""
-    return identity is not None and (identity / SIGNING_KEY).exists()
-
-
-def sign(identity: Path, message: bytes) -> Signed:
-    """Signs by the key of the identity in this folder. Raises IdentityError where it cannot be used."""
-    key = _signing_key(identity)
-    return Signed(_fingerprint(key), base64.b64encode(key.sign(_PURPOSE + message)).decode())
-
-
-def verify(identity: Path, message: bytes, signed: Signed) -> bool:
-    """Whether the identity in this folder gave the signature. Raises IdentityError where its key cannot be used."""
-    key = _signing_key(identity)
-    try:
-        key.public_key().verify(base64.b64decode(signed.signature), _PURPOSE + message)
-    except (InvalidSignature, ValueError):
-        return False
-    return signed.signer == _fingerprint(key)
-
-
-def _signing_key(identity: Path) -> ed25519.Ed25519PrivateKey:
-    path = identity / SIGNING_KEY
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise IdentityError(f"{path}: cannot be read ({error.strerror}); run as the user who owns it") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise IdentityError(f"{path}: expected an unencrypted PEM key, found something else; restore it") from error
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise IdentityError(f"{path}: expected an Ed25519 key, found another kind; restore it")
-    return key
-
-
-def _fingerprint(key: ed25519.Ed25519PrivateKey) -> str:
-    public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    return hashlib.sha256(public).hexdigest()
 
 
 # Records. ----------------------------------------------------------------------------------------------------------
@@ -151,7 +101,7 @@ class Approvals:
 
     def __init__(self, work: Path, identity: Path | None) -> None:
         self.path = work / APPROVALS_FILE
-        self._identity = identity if can_sign(identity) else None
+        self._identity = identity if identity is not None and can_sign(identity) else None
 
     @property
     def signs(self) -> bool:
@@ -172,9 +122,9 @@ class Approvals:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            with os.fdopen(descriptor, "r+b") as file:
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:  # a buffer would be written again when it is closed
                 fcntl.flock(file, fcntl.LOCK_EX)
-                text = file.read()
+                text = _whole_lines(file.read())
                 records = self._records(text)
                 lines = text.splitlines()
                 content = {
@@ -197,11 +147,20 @@ class Approvals:
                 }
                 content["digest"] = hashlib.sha256(_message(content)).hexdigest()
                 if self._identity is not None:
-                    signed = sign(self._identity, _message(content))
-                    content |= {"signer": signed.signer, "signature": signed.signature}
-                file.write(json.dumps(content, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+                    signer = load_signer(self._identity)
+                    signature = base64.b64encode(signer.sign(PURPOSE, _message(content))).decode("ascii")
+                    content |= {"certificate": signer.certificate.decode("ascii"), "signature": signature}
+                line = json.dumps(content, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+                os.ftruncate(descriptor, len(text))
+                try:
+                    written = file.write(line)
+                    if written != len(line):
+                        file.write(line[written:])  # on a full disk this says so
+                    os.fsync(descriptor)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(descriptor, len(text))
+                    raise
             for folder in (self.path.parent, self.path.parent.absolute().parent):  # else a power cut takes a new file
                 sync_folder(folder)
         except OSError as error:
@@ -211,7 +170,9 @@ class Approvals:
     def records(self) -> list[Record]:
         """All decisions, oldest first; none where there is no file. Raises ApprovalError where one was changed."""
         try:
-            return self._records(self.path.read_bytes())
+            with self.path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                return self._records(_whole_lines(file.read()))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -278,18 +239,28 @@ class Approvals:
     def _require_signature(self, record: Record, todo: str) -> None:
         if self._identity is None:
             return
-        content = record.content
-        if "signature" not in content:
+        content, whose = record.content, f"{self.path}: the approval of line {record.number}"
+        certificate, signature = content.get("certificate"), content.get("signature")
+        if not isinstance(certificate, str) or not isinstance(signature, str):
             raise ApprovalError(
-                f"{self.path}: the approval of line {record.number} is not signed, and this site's identity "
-                f"({self._identity}) has a key that signs; {todo}"
+                f"{whose} is not signed, and this site's identity ({self._identity}) has a key that signs; {todo}"
             )
-        signed = Signed(str(content["signer"]), str(content["signature"]))
-        if not verify(self._identity, _message(content), signed):
-            raise ApprovalError(
-                f"{self.path}: the approval of line {record.number} is not one that this site's identity "
-                f"({self._identity}) signed: it was tampered with, or the identity is another; {todo}"
+        authority, _ = read_certificate(self._identity / AUTHORITY_CERTIFICATE)
+        try:
+            verify(
+                authority,
+                certificate.encode(),
+                purpose=PURPOSE,
+                message=_message(content),
+                signature=base64.b64decode(signature),
+                role="site",
+                name=str(content["site"]),
+                where=whose,
             )
+        except ValueError as error:
+            raise ApprovalError(f"{whose}: its signature is none, it was tampered with; {todo}") from error
+        except IdentityError as error:
+            raise ApprovalError(f"{error}; {todo}") from error
 
     def _records(self, text: bytes) -> list[Record]:
         found: list[Record] = []
@@ -324,9 +295,14 @@ _FIELDS = {
 }
 
 
+def _whole_lines(text: bytes) -> bytes:
+    """The text without a last line that is torn."""
+    return text[: text.rfind(b"\n") + 1]
+
+
 def _message(content: Mapping[str, Any]) -> bytes:
     """What digest and signature are of."""
-    kept = {key: value for key, value in content.items() if key not in ("digest", "signer", "signature")}
+    kept = {key: value for key, value in content.items() if key not in ("digest", "certificate", "signature")}
     return json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from common.wording import printable
 
 if TYPE_CHECKING:
     from client.datasets import SiteDataset
-    from client.gate import SiteGate
+    from client.gate import Passed, SiteGate
 
 CACHE_GB = 20.0
 
@@ -113,13 +114,15 @@ def _start(options: argparse.Namespace) -> int:
     identities = [load_identity(folder) for folder in options.identity]
     gates = [_gate(options, study, place, work, address.host) for place, work in zip(here, works, strict=True)]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    passed: list[Passed] = []
     with contextlib.ExitStack() as stack:
         statuses = [
             stack.enter_context(SiteStatus(work, study.name, site))
             for site, work in zip(options.site, works, strict=True)
         ]
-        for gate in gates:
-            gate.check()
+        for gate, site, folder, work in zip(gates, options.site, options.identity, works, strict=True):
+            with _refusal_recorded(study, site, folder, work):
+                passed.append(gate.check())
         for status in statuses:
             status({"notice": "checking its data"})
         datasets = [
@@ -130,21 +133,33 @@ def _start(options: argparse.Namespace) -> int:
             status({"notice": "compiling the model, which takes up to half a minute"})
         configure_tensorflow(study.training.threads)
         from client.agent import Agent
-        from client.policy import Proposal
+        from client.policy import Proposal, epsilon_ceiling
         from client.work import site_plan, site_worker, update_bytes
 
         plan = site_plan(study)
         workers = [
-            site_worker(plan, dataset, work, epsilon_ceiling=options.epsilon_ceiling, report=status)
-            for dataset, work, status in zip(datasets, works, statuses, strict=True)
+            site_worker(
+                plan,
+                dataset,
+                work,
+                epsilon_ceiling=epsilon_ceiling(one.policy.policy, study, options.epsilon_ceiling),
+                report=status,
+            )
+            for dataset, work, status, one in zip(datasets, works, statuses, passed, strict=True)
         ]
         audits = [
             AuditLog(work, f"site {site}", signer_in(folder), dataset.make_room)
             for site, folder, work, dataset in zip(options.site, options.identity, works, datasets, strict=True)
         ]
-        for gate, worker in zip(gates, workers, strict=True):
+        for gate, worker, site, folder, work, audit in zip(
+            gates, workers, options.site, options.identity, works, audits, strict=True
+        ):
             cases = worker.training_cases + worker.validation_cases
-            gate.complete(Proposal(study, cases, address.host, update_bytes(plan)))
+            with _refusal_recorded(study, site, folder, work):
+                one = gate.complete(Proposal(study, cases, address.host, update_bytes(plan)))
+            audit.record(
+                "start-allowed", study=study.name, approval=one.approval.number, policy_sha256=one.policy.digest
+            )
         agents = [
             Agent(study.name, site, worker, address, identity, work, status, dataset.make_room, audit=audit, gate=gate)
             for site, worker, identity, work, status, dataset, audit, gate in zip(
@@ -152,6 +167,24 @@ def _start(options: argparse.Namespace) -> int:
             )
         ]
         return _run(agents, options.site, statuses)
+
+
+@contextlib.contextmanager
+def _refusal_recorded(study: Study, site: str, identity: Path, work: Path) -> Iterator[None]:
+    """Records in the site's audit log where approval or policy do not let it start; the class of the reason alone."""
+    from common.errors import ApprovalError, IdentityError, PolicyError, PolicyFileError, RunFolderError
+    from common.security.audit import AuditLog
+    from common.security.signing import signer_in
+
+    try:
+        yield
+    except (ApprovalError, IdentityError, PolicyError, PolicyFileError) as error:
+        with (
+            contextlib.suppress(RunFolderError, IdentityError),  # the refusal is the error to show
+            contextlib.closing(AuditLog(work, f"site {site}", signer_in(identity))) as audit,
+        ):
+            audit.record("start-refused", study=study.name, reason=type(error).__name__)
+        raise
 
 
 def _gate(options: argparse.Namespace, study: Study, place: Place, work: Path, host: str) -> SiteGate:

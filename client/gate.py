@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from client.approvals import Approvals, Subject
+from client.approvals import Approvals, Record, Subject
 from client.policy import (
     PolicyOfFile,
     Proposal,
@@ -26,6 +26,7 @@ from common.errors import ApprovalError, IdentityError, PolicyError, PolicyFileE
 
 UNREADABLE = "its site's policy cannot be read"
 NOT_APPROVED = "its site's operator does not approve it any more"
+NO_SUCH_ROUND = "its site's operator approved no such round: training.rounds"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Refusal:
     words: str
     opens_in: float | None = None
     error: WardroundError | None = None
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What lets a site start: the approval, and the policy that the study keeps to."""
+
+    approval: Record
+    policy: PolicyOfFile
 
 
 class Gate(Protocol):
@@ -93,7 +102,7 @@ class SiteGate:
         self._now = now
         self._required = policy_required or policy.exists()
 
-    def check(self) -> PolicyOfFile:
+    def check(self) -> Passed:
         """Whether the site may start at all.
 
         Raises
@@ -103,7 +112,7 @@ class SiteGate:
         PolicyFileError : the policy cannot be read.
         PolicyError : the study violates it, whatever the hour.
         """
-        self._approvals.require(self._subject, todo=self._todo)
+        approval = self._approvals.require(self._subject, todo=self._todo)
         found = read_policy(self._path, required=self._required)
         violations = study_violations(found.policy, self._proposal)
         if violations:
@@ -112,12 +121,12 @@ class SiteGate:
                 f"{self._subject.site}: study {self._subject.study.name} violates this site's policy, so nothing is "
                 f"run: {points} ({self._path}); ask whoever runs the study to change it, or change the policy"
             )
-        return found
+        return Passed(approval, found)
 
-    def complete(self, proposal: Proposal) -> None:
+    def complete(self, proposal: Proposal) -> Passed:
         """Goes on with what is known now of the study, and checks it; raises as `check` does."""
         self._proposal = proposal
-        self.check()
+        return self.check()
 
     def refusal(self, kind: str, round_number: int) -> Refusal | None:
         """See `Gate`."""
@@ -125,6 +134,10 @@ class SiteGate:
             self._approvals.require(self._subject, todo=self._todo)
         except (ApprovalError, IdentityError) as error:
             return Refusal(NOT_APPROVED, str(error), error=error)
+        rounds = self._subject.study.training.rounds
+        if not 1 <= round_number <= rounds:
+            words = f"training.rounds: 1 to {rounds} were approved, the coordinator asks for round {round_number}"
+            return Refusal(NO_SUCH_ROUND, words)
         try:
             policy = read_policy(self._path, required=self._required).policy
         except PolicyFileError as error:

@@ -103,6 +103,7 @@ def _clock(minutes: int) -> str:
 class DifferentialPrivacy:
     """A ceiling for a study's budget, epsilon at delta; without `maximum_epsilon` none is asked for.
 
+    Where noise is added here it is one for all studies of this site together, too.
     `unit` "patient" asks for noise that is added here; "any" is content with noise that the coordinator adds.
     """
 
@@ -151,7 +152,7 @@ minimum_cases: 10               # of this site's own, sound cases
 minimum_cohort: 3               # sites whose updates are summed: the study's quorum must be as large
 secure_aggregation: optional    # or: required
 # differential_privacy:         # required where maximum_epsilon is given
-#   maximum_epsilon: 8
+#   maximum_epsilon: 8          # of each study, and of all that add noise here together
 #   at_delta: 1e-5
 #   unit: patient               # noise is added here; "any" is content with noise of the coordinator's
 # hours: "20:00-06:00"          # local time; a task that began within is finished
@@ -298,6 +299,15 @@ def _privacy_violations(policy: Policy, study: Study) -> list[Violation]:
         words = f"{asked}, this study may spend epsilon {privacy.epsilon:g} at delta {privacy.delta:g}"
         found.append(Violation(f"{key}.maximum_epsilon", words))
     return found
+
+
+def epsilon_ceiling(policy: Policy, study: Study, given: float | None) -> float | None:
+    """The most epsilon that all studies of a site may spend together: the smaller of the policy's and of what is given.
+
+    It is at the study's delta, which is at most the policy's. None: nothing bounds them together.
+    """
+    maximum = policy.differential_privacy.maximum_epsilon if privacy_of(study).unit == "patient" else None
+    return min((one for one in (maximum, given) if one is not None), default=None)
 
 
 def task_violations(policy: Policy, kind: str, round_number: int, now: datetime.datetime) -> list[Violation]:

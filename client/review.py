@@ -182,16 +182,13 @@ class Review:
     def to_text(self) -> str:
         """The page that a hospital's IT reads."""
         study, package = self.subject.study, self.subject.package
-        training = study.training
-        patches = training.patches_per_epoch
-        drawn = f"{patches * training.local_epochs:,} patches" if patches else f"{training.local_epochs} x its cases"
         labels = "objects" if study.task.labels == "instances" else "classes"
         lines = [f"Study {study.name}, at site {self.subject.site}", "", "What would run"]
         lines += _rows(
             {
                 "model": f"{study.model.name} for {study.task.dimensions}D images, {self.weights:,} weights",
                 "classes": f"{', '.join(study.task.classes)} ({labels})",
-                "rounds": f"{training.rounds}; in each this site trains on {drawn} of its own",
+                "rounds": f"{study.training.rounds}; in each this site trains {_trained(study)}",
                 "sites": f"{len(study.cohort.sites)} ({listed(study.cohort.sites)}); a round counts with "
                 f"{study.cohort.quorum}",
                 "code": "this site's own package; none is ever sent",
@@ -237,12 +234,36 @@ NEVER_LEAVES = (
 )
 
 
+def _trained(study: Study) -> str:
+    """On how much of its own a site trains in a round."""
+    training, privacy = study.training, study.privacy
+    if privacy.unit == "patient":
+        patches = "1 patch" if privacy.crops_per_patient == 1 else f"{privacy.crops_per_patient} patches"
+        return (
+            f"{counted(privacy.steps_per_round, 'step')} on patches of its own; in each, every patient takes part by "
+            f"chance, {privacy.patients_per_step:g} are expected, with {patches} each"
+        )
+    drawn = f"{training.local_epochs} x its cases"
+    if training.patches_per_epoch:
+        drawn = f"{training.patches_per_epoch * training.local_epochs:,} patches"
+    return f"on {drawn} of its own"
+
+
+_BESIDE_THE_UPDATE = {
+    "none": "; with it the sum of the training loss, the numbers of batches, patches and cases",
+    "site": ", clipped; with it the numbers of batches and cases",
+    "patient": ", with this site's noise; with it the privacy spent so far (epsilon at delta), the numbers of steps "
+    "and cases",
+}
+"""What a training round sends, by `privacy.unit`; no other says a loss."""
+
+
 def leaving(study: Study, weights: int, update_bytes: int) -> dict[str, str]:
     """What a study sends, by occasion."""
+    update = f"{weights:,} weights = {update_bytes:,} bytes{_BESIDE_THE_UPDATE[study.privacy.unit]}"
     found = {
         "once": "this site's name, the version of Wardround, its numbers of training and validation cases",
-        "each round": f"an update of {weights:,} weights = {update_bytes:,} bytes; with it the sum of the training "
-        "loss, the numbers of batches, patches and cases, and the seconds that it took",
+        "each round": f"an update of {update}, and the seconds that it took",
         "meanwhile": "how far it is (round, batch k of n), and in a few fixed words why it cannot go on",
     }
     if study.evaluation.validation_fraction > 0:

@@ -31,10 +31,16 @@ _log = logging.getLogger("wardround.site")
 KINDS = {pb.TRAIN: "train", pb.EVALUATE: "evaluate"}
 _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 CONTENTS = {
-    "train": "change of the model's weights, sum of the training loss, numbers of batches and patches",
+    "train": "change of the model's weights, number of batches; without differential privacy also sum of the training "
+    "loss and number of patches",
     "evaluate": "Dice of each class over all validation cases, and which classes occurred",
 }
-"""What an update consists of, in words (docs/what-leaves.md has every tensor)."""
+CONTENTS_PRIVATE = {
+    **CONTENTS,
+    "train": "change of the model's weights with this site's noise, the study's number of steps; beside it the epsilon "
+    "spent so far",
+}
+"""What an update consists of, in words (docs/what-leaves.md has every tensor); the latter of a `Spender`."""
 _STAGES = {"train": "training", "evaluate": "evaluation"}
 _PROGRESS_SECONDS = 0.5
 _SETTLE_SECONDS = 10.0
@@ -121,13 +127,13 @@ class Tasks:
             self._say(self._job, self._job.batch, self._job.batches)
             return None
         self._end_job()
-        refusal = self._gate.refusal(key.kind, key.number)
-        if refusal is not None:
-            return self._refuse(task, key, refusal)
         try:
+            pending = self._update_of(key)
+            refusal = self._gate.refusal(key.kind, key.number)
+            if refusal is not None and (pending is None or refusal.opens_in is None):  # hours bound when work begins
+                return self._refuse(task, key, refusal)
             self._audit.record("task-received", **_named(task.name), broadcast=task.broadcast.sha256.hex())
-            pending = self._outbox.pending()
-            if pending is not None and pending.key == key and self._fits(pending):
+            if pending is not None:
                 _log.info("round %d (%s): its update is here already, and is sent", key.number, key.kind)
                 self._deliver(pending, task)
                 return None
@@ -166,8 +172,9 @@ class Tasks:
         if job.pending is None or task is None or TaskKey.of(KINDS[task.name.kind], task) != job.key:
             return  # it is in the outbox until its task comes again
         refusal = self._gate.refusal(job.key.kind, job.key.number)
-        if refusal is not None and refusal.error is not None:  # rejected meanwhile; hours bound when tasks begin
+        if refusal is not None and refusal.opens_in is None:  # hours bound when work begins, all else until it is sent
             self._refuse(task, job.key, refusal)
+            return  # it is in the outbox, should the task come again and be allowed
         try:
             self._deliver(job.pending, task)
         except RunFolderError:
@@ -257,7 +264,8 @@ class Tasks:
                 keeper.sending(key.number)
 
         def asked(position: int) -> None:
-            self._audit.record("update-sent", **_sent(pending, task.name, position))
+            contents = CONTENTS if self._spender is None else CONTENTS_PRIVATE
+            self._audit.record("update-sent", **_sent(pending, task.name, position, contents[key.kind]))
 
         def ends() -> None:
             if keeper is not None:
@@ -314,6 +322,11 @@ class Tasks:
             self._keeper.answered(pending.key.number, accepted)
         self._outbox.release()
         disk_hit("site.released", pending.path)
+
+    def _update_of(self, key: TaskKey) -> PendingUpdate | None:
+        """The finished update of a task, where it is here already."""
+        pending = self._outbox.pending()
+        return pending if pending is not None and pending.key == key and self._fits(pending) else None
 
     def _fits(self, pending: PendingUpdate) -> bool:
         """Whether what a keeper holds is of this very update."""
@@ -374,7 +387,7 @@ def _named(name: pb.TaskName) -> dict[str, Any]:
     return {"kind": KINDS[name.kind], "round": name.round, "attempt": name.attempt}
 
 
-def _sent(pending: PendingUpdate, name: pb.TaskName, position: int) -> dict[str, Any]:
+def _sent(pending: PendingUpdate, name: pb.TaskName, position: int, contents: str) -> dict[str, Any]:
     """What is about to leave, as it is recorded."""
     return {
         **_named(name),
@@ -382,7 +395,7 @@ def _sent(pending: PendingUpdate, name: pb.TaskName, position: int) -> dict[str,
         "of_bytes": pending.size,
         "sha256": pending.sha256.hex(),
         "broadcast": pending.key.broadcast,
-        "contents": CONTENTS[pending.key.kind],
+        "contents": contents,
         "tensors": len(read_tensors(pending.path)),
         "cases": pending.cases,
     }

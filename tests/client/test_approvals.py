@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import concurrent.futures
+import errno
+import fcntl
 import hashlib
 import json
+import resource
+import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from client import approvals
 from client.approvals import Approvals, Subject, study_changes
 from client.package import Package, installed_package, package_in
-from common.errors import ApprovalError, IdentityError
+from common.errors import ApprovalError, IdentityError, RunFolderError
+from common.security.certificates import ensure_simulation_identities
+from common.security.signing import load_signer
 from common.study import Study, parse_study
 
 TODO = "run approve"
@@ -28,21 +34,24 @@ def subject(tiny_study: Callable[..., Study]) -> Subject:
     return Subject("alpha", tiny_study(), Package("1.0", "ab" * 32, 3), "/srv/images")
 
 
-def identity(folder: Path, key: Any = None) -> Path:
-    """An identity folder whose `signing.key` is this one, or a new Ed25519 key."""
-    folder.mkdir(exist_ok=True)
-    pem = (key or ed25519.Ed25519PrivateKey.generate()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "signing.key").write_bytes(pem)
-    return folder
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The identity folders of the study's sites, by name."""
+    folder = tmp_path_factory.mktemp("identities")
+    ensure_simulation_identities(folder, "tiny", ["alpha", "beta"], ["localhost"])
+    return folder / "sites"
+
+
+@pytest.fixture
+def identity(sites: Path, tmp_path: Path) -> Path:
+    """The identity of site alpha, to be spoiled."""
+    return Path(shutil.copytree(sites / "alpha", tmp_path / "identity"))
 
 
 @pytest.fixture(params=[False, True], ids=["unsigned", "signed"])
-def decided(request: pytest.FixtureRequest, tmp_path: Path) -> Approvals:
+def decided(request: pytest.FixtureRequest, tmp_path: Path, identity: Path) -> Approvals:
     """The decisions of a site whose identity has a key, or none."""
-    folder = identity(tmp_path / "identity") if request.param else tmp_path
-    return Approvals(tmp_path / "work", folder)
+    return Approvals(tmp_path / "work", identity if request.param else tmp_path)
 
 
 def changed(study: Study, *pairs: tuple[str, str]) -> Study:
@@ -179,36 +188,153 @@ def test_a_record_that_was_tampered_with_is_refused(decided: Approvals, subject:
         decided.record("approve", subject, by="Kim")
 
 
-def test_a_forged_record_is_refused_where_the_identity_signs(tmp_path: Path, subject: Subject) -> None:
-    signing = Approvals(tmp_path, identity(tmp_path / "identity"))
+def _rewrite(signing: Approvals, **changes: Any) -> None:
+    """Changes keys of the only record that no digest covers; None takes one away."""
+    content = {**json.loads(signing.path.read_text()), **changes}
+    kept = {key: value for key, value in content.items() if value is not None}
+    signing.path.write_text(json.dumps(kept, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def test_a_forged_record_is_refused_where_the_identity_signs(tmp_path: Path, subject: Subject, identity: Path) -> None:
+    signing = Approvals(tmp_path, identity)
     signing.record("approve", subject, by="Kim")
     line = signing.path.read_text().splitlines()[0]
     signing.path.write_text(_rewritten(line) + "\n")
-    with pytest.raises(ApprovalError, match=r"line 1 is not one that this site's identity .* signed"):
+    with pytest.raises(ApprovalError, match=r"line 1: the signature is not one that site 'alpha' gave .*; run approve"):
         signing.require(subject, todo=TODO)
 
 
-def test_a_signature_that_was_taken_away_is_missed(tmp_path: Path, subject: Subject) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"signature": None, "certificate": None}, "is not signed, and this site's identity"),
+        ({"certificate": None}, "is not signed, and this site's identity"),
+        ({"signature": None}, "is not signed, and this site's identity"),
+        ({"certificate": 7}, "is not signed, and this site's identity"),
+        ({"signature": "A"}, ": its signature is none"),
+        ({"signature": "\u00e9"}, ": its signature is none"),
+        ({"signature": "AAAA"}, ": the signature is not one that site 'alpha' gave"),
+        ({"certificate": "one"}, ": expected a PEM certificate"),
+    ],
+)
+def test_a_signature_that_was_taken_away_or_spoiled_is_missed(
+    tmp_path: Path, subject: Subject, identity: Path, changes: dict[str, Any], words: str
+) -> None:
+    signing = Approvals(tmp_path, identity)
+    signing.record("approve", subject, by="Kim")
+    _rewrite(signing, **changes)
+    with pytest.raises(ApprovalError) as raised:
+        signing.require(subject, todo=TODO)
+    assert words in str(raised.value)
+    assert str(raised.value).endswith(TODO)
+
+
+def test_a_record_that_was_made_without_a_key_is_refused_once_there_is_one(
+    tmp_path: Path, subject: Subject, identity: Path
+) -> None:
     Approvals(tmp_path, None).record("approve", subject, by="Kim")
-    signing = Approvals(tmp_path, identity(tmp_path / "identity"))
     with pytest.raises(ApprovalError, match=r"line 1 is not signed, and this site's identity .*; run approve"):
+        Approvals(tmp_path, identity).require(subject, todo=TODO)
+
+
+def test_the_signature_of_another_site_is_refused(
+    tmp_path: Path, subject: Subject, identity: Path, sites: Path
+) -> None:
+    Approvals(tmp_path, sites / "beta").record("approve", subject, by="Kim")
+    with pytest.raises(ApprovalError, match=r"line 1: signed by site 'beta', expected site 'alpha'"):
+        Approvals(tmp_path, identity).require(subject, todo=TODO)
+
+
+def test_a_signature_that_another_authority_vouches_for_is_refused(
+    tmp_path: Path, subject: Subject, identity: Path
+) -> None:
+    ensure_simulation_identities(tmp_path / "others", "tiny", ["alpha"], ["localhost"])
+    Approvals(tmp_path, tmp_path / "others" / "sites" / "alpha").record("approve", subject, by="Kim")
+    with pytest.raises(ApprovalError, match=r"line 1: .* was not issued by the authority that is trusted here"):
+        Approvals(tmp_path, identity).require(subject, todo=TODO)
+
+
+def test_what_the_site_signed_for_another_purpose_approves_nothing(
+    tmp_path: Path, subject: Subject, identity: Path
+) -> None:
+    signing = Approvals(tmp_path, identity)
+    content = signing.record("approve", subject, by="Kim").content
+    other = load_signer(identity).sign("audit head", approvals._message(content))
+    _rewrite(signing, signature=base64.b64encode(other).decode())
+    with pytest.raises(ApprovalError, match="the signature is not one that site 'alpha' gave for this content"):
         signing.require(subject, todo=TODO)
 
 
-def test_the_signature_of_another_identity_is_refused(tmp_path: Path, subject: Subject) -> None:
-    Approvals(tmp_path, identity(tmp_path / "other")).record("approve", subject, by="Kim")
-    with pytest.raises(ApprovalError, match="it was tampered with, or the identity is another"):
-        Approvals(tmp_path, identity(tmp_path / "identity")).require(subject, todo=TODO)
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "signing.key").write_text("a key"), r"signing\.key: expected"),
+        (lambda folder: (folder / "signing.key").chmod(0o644), r"signing\.key: the private key has mode 0644"),
+        (lambda folder: (folder / "signing.crt").unlink(), r"signing\.crt: does not exist"),
+        (lambda folder: shutil.copy(folder / "identity.crt", folder / "signing.crt"), "signing.key"),
+    ],
+    ids=["no key", "open to others", "no certificate", "another certificate"],
+)
+def test_a_key_that_must_not_sign_records_nothing(
+    tmp_path: Path, subject: Subject, identity: Path, spoil: Callable[[Path], Any], words: str
+) -> None:
+    spoil(identity)
+    with pytest.raises(IdentityError, match=words):
+        Approvals(tmp_path, identity).record("approve", subject, by="Kim")
+    assert Approvals(tmp_path, identity).records() == []
 
 
-@pytest.mark.parametrize("kind", ["P-256", "none"])
-def test_a_key_that_cannot_sign_is_told(tmp_path: Path, subject: Subject, kind: str) -> None:
-    folder = identity(tmp_path / "identity", ec.generate_private_key(ec.SECP256R1()))
-    if kind == "none":
-        (folder / "signing.key").write_text("a key")
-    with pytest.raises(IdentityError, match=r"signing\.key: expected an"):
-        Approvals(tmp_path, folder).record("approve", subject, by="Kim")
-    assert Approvals(tmp_path, folder).records() == []
+# Writing. -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_that_was_being_written_is_no_decision_and_locks_nobody_out(
+    decided: Approvals, subject: Subject
+) -> None:
+    decided.record("approve", subject, by="Kim")
+    whole = decided.path.read_bytes()
+    decided.record("reject", subject, by="Lee")
+    decided.path.write_bytes(decided.path.read_bytes()[:-1])
+    assert [record.decision for record in decided.records()] == ["approve"]
+    assert decided.require(subject, todo=TODO).number == 1
+    decided.record("reject", subject, by="Lee", note="once more")
+    assert decided.path.read_bytes().startswith(whole)
+    assert [record.decision for record in decided.records()] == ["approve", "reject"]
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+def test_a_decision_that_cannot_be_written_leaves_the_file_as_it_was(
+    decided: Approvals, subject: Subject, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    decided.record("approve", subject, by="Kim")
+    before = decided.path.read_bytes()
+    if failing == "write":
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limit[1]))
+    else:
+        monkeypatch.setattr(approvals.os, "fsync", _full)
+    try:
+        with pytest.raises(RunFolderError):
+            decided.record("reject", subject, by="Lee")
+    finally:
+        if failing == "write":
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    monkeypatch.undo()
+    assert decided.path.read_bytes() == before
+
+
+def _full(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_whoever_reads_waits_for_a_record_that_is_being_written(decided: Approvals, subject: Subject) -> None:
+    decided.record("approve", subject, by="Kim")
+    with decided.path.open("rb") as file, concurrent.futures.ThreadPoolExecutor() as pool:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        reading = pool.submit(decided.records)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            reading.result(0.2)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert len(reading.result(10)) == 1
 
 
 # The package. -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.cli import main
+from client.work import Spent
 from common.security.audit import AuditLog, Entry
 from common.security.audit_check import check_log
 from common.security.authorities import trusted_authority
@@ -80,6 +81,32 @@ def test_all_that_comes_and_goes_is_recorded(work: Path, coordinator: Coordinato
     told = sum(message.WhichOneof("body") == "progress" for message in coordinator.heard)
     recorded = [*_entries(work, "update-answered"), *_entries(work, "stopped")]
     assert sum(entry.details["progress_messages"] for entry in recorded) == told > 0
+
+
+def test_what_a_private_site_sends_is_called_what_it_is(
+    coordinator: Coordinator,  # noqa: F811
+    identities: dict[str, Identity],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    class Private(Worker):
+        def for_run(self, run: bytes) -> Worker:
+            return self
+
+        def spent(self) -> Spent:
+            return Spent(1.5, 1e-5)
+
+        def finished(self) -> None:
+            pass
+
+    audit = AuditLog(tmp_path, "site alpha", site_of("digits"))
+    site = Running(coordinator.address, identities["alpha"], Private(), tmp_path, audit=audit)
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.uploads)
+    site.stop()
+    audit.close()
+    (sent,) = _entries(tmp_path, "update-sent")
+    assert "with this site's noise" in sent.details["contents"] and "epsilon" in sent.details["contents"]
+    assert "loss" not in sent.details["contents"] and "patches" not in sent.details["contents"]
 
 
 def test_an_update_is_recorded_before_its_first_byte_leaves(

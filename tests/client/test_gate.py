@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,8 @@ class Operator:
 @pytest.fixture
 def operator(tmp_path: Path, tiny_study: Callable[..., Study]) -> Operator:
     (tmp_path / "site").mkdir()
-    return Operator(tmp_path / "site", tiny_study())
+    study = tiny_study()
+    return Operator(tmp_path / "site", replace(study, training=replace(study.training, rounds=5)))
 
 
 @pytest.fixture
@@ -163,6 +165,69 @@ def test_work_under_way_when_the_hours_end_is_finished(
     coordinator.say(task=task(2))
     eventually(coordinator.failures)
     assert worker.begun == [("train", 1)]
+
+
+def test_an_update_that_is_here_when_the_hours_end_is_sent_after_the_line_broke(
+    coordinator: Coordinator,  # noqa: F811
+    site: Running,
+    worker: Worker,  # noqa: F811
+    operator: Operator,
+) -> None:
+    operator.rules('hours: "08:00-18:00"\n')
+    coordinator.answers = [_break]
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.streams == 2)
+    operator.now = datetime.datetime(2026, 3, 2, 18, 0)
+    coordinator.say(task=task(1))
+    eventually(lambda: len(coordinator.uploads) == 2)
+    assert (worker.begun, coordinator.failures()) == ([("train", 1)], [])
+    eventually(lambda: site.state() == "waiting")
+    coordinator.say(task=task(2))  # of which there is nothing yet
+    eventually(coordinator.failures)
+    assert worker.begun == [("train", 1)]
+
+
+def _break(receipt: pb.UploadReceipt) -> None:
+    raise RuntimeError("the line breaks")
+
+
+def test_a_policy_that_is_tightened_during_training_holds_the_update_back(
+    coordinator: Coordinator,  # noqa: F811
+    site: Running,
+    worker: Worker,  # noqa: F811
+    operator: Operator,
+) -> None:
+    worker.go.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+    operator.rules('hours: "20:00-06:00"\nmaximum_bytes_up: 999\n')
+    worker.go.set()
+    eventually(coordinator.failures)
+    assert coordinator.failures() == ["its site's policy forbids it: maximum_bytes_up"]
+    eventually(lambda: site.state() == "refusing")
+    assert coordinator.uploads == []
+    operator.rules("maximum_bytes_up: 1000\n")
+    coordinator.say(task=task(1))
+    eventually(lambda: coordinator.uploads)
+    assert worker.begun == [("train", 1)]
+
+
+@pytest.mark.parametrize("number", [0, 6, 5000])
+def test_a_round_that_the_approved_study_does_not_have_is_refused(
+    coordinator: Coordinator,  # noqa: F811
+    site: Running,
+    worker: Worker,  # noqa: F811
+    operator: Operator,
+    number: int,
+) -> None:
+    coordinator.say(task=task(number))
+    eventually(coordinator.failures)
+    assert coordinator.failures() == ["its site's operator approved no such round: training.rounds"]
+    eventually(lambda: site.state() == "refusing")
+    assert f"1 to 5 were approved, the coordinator asks for round {number}" in site.said("notice")
+    coordinator.say(task=task(5))
+    eventually(lambda: coordinator.uploads)
+    assert worker.begun == [("train", 5)]
 
 
 @pytest.mark.parametrize("during", ["waiting", "training"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ import tifffile
 from client.cli import main
 from client.package import installed_package
 from common.cli import run_command
+from common.security.audit_check import check_log
+from common.security.authorities import trusted_authority
 from common.security.certificates import ensure_simulation_identities
 from common.study import Study
+from tests.client.private_site import TEXT, private_study
 
 
 class Site:
@@ -139,6 +144,26 @@ def test_the_review_knows_earlier_decisions_and_what_has_changed_since(site: Sit
 def test_the_review_without_a_place_says_what_it_did_not_look_at(site: Site) -> None:
     assert main(["review", str(site.study), "--data", str(site.data)]) == 0
     assert "not looked at: --work was not given" in site._capsys.readouterr().out
+
+
+def test_the_review_of_a_private_study_says_what_its_training_is_and_sends(site: Site) -> None:
+    keys = "epsilon: 3, delta: 1e-5, patients_per_step: 2, steps_per_round: 4, crops_per_patient: 3"
+    site.study.write_text(private_study(keys).to_yaml())
+    text = " ".join(site("review")[1].split())
+    assert (
+        "6; in each this site trains 4 steps on patches of its own; in each, every patient takes part by chance, 2 are "
+        "expected, with 3 patches each sites" in text
+    )
+    assert "bytes, with this site's noise; with it the privacy spent so far (epsilon at delta), the numbers of" in text
+    assert "loss" not in text
+    assert "loss" not in json.loads(site("review", "--json")[1])["leaves"]["each round"]
+
+
+def test_the_review_of_a_study_whose_sites_are_hidden_promises_no_loss(site: Site) -> None:
+    site.study.write_text(TEXT.replace("unit: patient", "unit: site") % "epsilon: 3, delta: 1e-5")
+    text = " ".join(site("review")[1].split())
+    assert "bytes, clipped; with it the numbers of batches and cases, and the seconds that it took" in text
+    assert "loss" not in text
 
 
 @pytest.mark.slow
@@ -345,3 +370,95 @@ def test_models_of_other_studies_are_not_fetched(site: Site, tmp_path: Path) -> 
     assert code == 12
     assert "models: published models of these studies: nuclei; this one is of liver" in site._capsys.readouterr().err
     assert not (tmp_path / "m").exists()
+
+
+# What is recorded of it. --------------------------------------------------------------------------------------------
+
+
+def _audited(site: Site, *events: str) -> list[tuple[str, Any]]:
+    """Event and details of the entries of these kinds in the site's audit log, which is whole."""
+    log = check_log(site.work, trusted_authority(site.identity / "ca.crt"))
+    assert log.signed_by is not None and log.signed_by.name == "alpha"
+    return [(entry.event, entry.details) for entry in log.entries if entry.event in events]
+
+
+def test_decisions_and_refused_starts_are_in_the_audit_log(site: Site, passed: list[str]) -> None:
+    site("approve", "--by", "Dr. Kim")
+    site.rules("minimum_cohort: 3\n")
+    site.start()
+    site("reject", "--by", "Dr. Lee", data=False)
+    site.start()
+    decided = json.loads(site.approvals.read_text().splitlines()[0])
+    about = {"study": "tiny", "study_sha256": decided["study_digest"], "package_sha256": decided["package_digest"]}
+    assert _audited(site, "approved", "rejected", "start-refused") == [
+        ("approved", {**about, "by": "Dr. Kim"}),
+        ("start-refused", {"study": "tiny", "reason": "PolicyError"}),
+        ("rejected", {**about, "by": "Dr. Lee"}),
+        ("start-refused", {"study": "tiny", "reason": "ApprovalError"}),
+    ]
+
+
+def test_a_study_is_not_approved_where_that_cannot_be_recorded_and_is_rejected_all_the_same(site: Site) -> None:
+    site.work.mkdir()
+    (site.work / "audit.log").write_text("something else\n")
+    assert site("approve", "--by", "Kim")[0] == 7
+    assert not site.approvals.exists()
+    assert site("reject", "--by", "Kim", data=False)[0] == 7
+    assert json.loads(site.approvals.read_text())["decision"] == "reject"
+
+
+@pytest.fixture
+def ceilings(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """What the sites' workers get as ceiling of epsilon, in a start that ends before anybody is dialled."""
+    found: list[float | None] = []
+
+    def worker(*_: Any, epsilon_ceiling: float | None, **__: Any) -> Any:
+        found.append(epsilon_ceiling)
+        return types.SimpleNamespace(digest=b"plan", training_cases=3, validation_cases=1)
+
+    monkeypatch.setattr("client.cli._dataset", lambda *_: types.SimpleNamespace(make_room=lambda: 0))
+    monkeypatch.setattr("common.learning.runtime.configure_tensorflow", lambda threads: None)
+    monkeypatch.setattr("client.work.site_plan", lambda study: None)
+    monkeypatch.setattr("client.work.update_bytes", lambda plan: {"train": 29_928})
+    monkeypatch.setattr("client.work.site_worker", worker)
+    monkeypatch.setattr("client.cli._run", lambda *_: 0)
+    return found
+
+
+def test_by_which_approval_and_policy_a_site_started_is_in_the_audit_log(
+    site: Site, ceilings: list[float | None]
+) -> None:
+    site("approve", "--by", "Kim")
+    site("approve", "--by", "Kim", "--note", "again")
+    assert site.start()[0] == 0
+    site.rules("minimum_cases: 2\n")
+    assert site.start()[0] == 0
+    policy = hashlib.sha256(b"minimum_cases: 2\n").hexdigest()
+    assert _audited(site, "start-allowed") == [
+        ("start-allowed", {"study": "tiny", "approval": 2, "policy_sha256": ""}),
+        ("start-allowed", {"study": "tiny", "approval": 2, "policy_sha256": policy}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "option", "expected"),
+    [
+        ("differential_privacy: {maximum_epsilon: 4}\n", [], 4.0),
+        ("differential_privacy: {maximum_epsilon: 4}\n", ["--epsilon-ceiling", "3.5"], 3.5),
+        ("differential_privacy: {maximum_epsilon: 4}\n", ["--epsilon-ceiling", "9"], 4.0),
+        ("minimum_cases: 1\n", ["--epsilon-ceiling", "9"], 9.0),
+        ("minimum_cases: 1\n", [], None),
+    ],
+)
+def test_the_policys_epsilon_bounds_all_studies_of_the_site_together(
+    site: Site,
+    ceilings: list[float | None],
+    policy: str,
+    option: list[str],
+    expected: float | None,
+) -> None:
+    site.study.write_text(private_study("epsilon: 3, delta: 1e-5").to_yaml())
+    site.rules(policy)
+    assert site("approve", "--by", "Kim")[0] == 0
+    assert site("start", "--site", "alpha", "--coordinator", "localhost:1", *option)[0] == 0
+    assert ceilings == [expected]
