@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,12 @@ def _decide(decision: Decision, options: argparse.Namespace) -> int:
     for place, review in zip(found, reviews, strict=True):
         assert place.work is not None, "a site with a name has a work folder"
         approvals = Approvals(place.work, place.identity)
+        if decision == "reject" and not place.work.is_dir():
+            print(
+                f"warning: {place.work}: no site has worked here; a site that runs with another --work is not reached "
+                "by this rejection: reject it there",
+                file=sys.stderr,
+            )
         if decision == "approve":
             _record_in_audit_log(decision, place, review.subject, options.by)
         record = approvals.record(decision, review.subject, by=options.by, note=options.note, shown=review.to_json())

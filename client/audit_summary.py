@@ -13,7 +13,7 @@ from common.wording import counted, printable
 NEVER = (
     "images and labels, whole or in part",
     "names of files and folders, identifiers and data of patients, DICOM headers",
-    "figures of single cases",
+    "figures of single cases, where this site validates on more than one",
 )
 """What no version of Wardround sends (docs/what-leaves.md has every field that is sent)."""
 _DIGITS = 12

@@ -141,8 +141,14 @@ def _fetch(options: argparse.Namespace) -> int:
 
     allow(options.study or None)
     audit: Audit = NO_AUDIT
-    if options.work or work.is_dir():  # a folder that was neither given nor is there keeps no site's log
+    if options.work or work.is_dir():
         audit = AuditLog(work, f"site {identity.name}", signer_in(options.identity))
+    else:  # a folder that was neither given nor is there keeps no site's log
+        print(
+            f"warning: no site has worked in {work}, so no policy was asked and the fetch is in no audit log; give the "
+            "site's own folder with --work",
+            file=sys.stderr,
+        )
     audit.record("model-asked-for", study=options.study, version=options.version, coordinator=str(address))
     found = fetch(
         address, identity, options.out, study=options.study, version=options.version, verify=trust, allow=allow

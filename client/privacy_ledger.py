@@ -90,8 +90,8 @@ class Ledger:
         entries = self.entries()
         with _told(self._path, "written"):
             disk_hit("privacy.before", self._path)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab") as file:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
                 file.write(json.dumps(asdict(entry)).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -230,7 +230,7 @@ class Review:
 NEVER_LEAVES = (
     "images, labels, or parts of them",
     "names of files, patients and cases; dates; anything of an image's header",
-    "figures of single cases or patients, where this site has more than one of them",
+    "figures of single cases or patients, where it validates on more than one",
 )
 
 

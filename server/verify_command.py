@@ -44,7 +44,7 @@ def add_verify_command(commands: Any) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from common.inference.published import MANIFEST, read_manifest
+    from common.inference.published import MANIFEST, read_manifest, refuse_folder_of_versions
     from common.inference.signature import check_signature
     from common.inference.version_files import check_files, listed_files
     from common.security.authorities import authority_for
@@ -52,6 +52,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.version
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give that of a published version")
+    refuse_folder_of_versions(folder)
     authority = authority_for(arguments.authority, _of_run(folder))
     if authority is None:
         raise UsageError(

@@ -89,7 +89,7 @@ def open_published(path: Path, variant: str | None = None, verify: Verify | None
     if not _is_there(path):
         raise UsageError(f"{path}: there is no such model; give the folder of a published version, or a file inside it")
     folder = path if path.is_dir() else path.parent
-    _refuse_folder_of_versions(path)
+    refuse_folder_of_versions(path)
     manifest = read_manifest(path, verify)
     entry = _entry_of(manifest, folder, None if path.is_dir() else path.name, variant)
     try:
@@ -203,7 +203,7 @@ def _is_there(path: Path) -> bool:
         raise _unreadable(path, error) from error
 
 
-def _refuse_folder_of_versions(path: Path) -> None:
+def refuse_folder_of_versions(path: Path) -> None:
     """Raises UsageError for the folder of a run, or of its versions, and names the newest version in it."""
     if not path.is_dir() or _is_there(path / MANIFEST):
         return

@@ -224,7 +224,7 @@ def ensure_simulation_identities(folder: Path, study: str, sites: Sequence[str],
     if study_of(certificate) != study:
         raise IdentityError(
             f"{authority}: expected the authority of study {study!r}, found that of {study_of(certificate)!r}; delete "
-            f"{folder} or choose another run folder"
+            f"{folder}, if no site holds an identity of it, or choose another folder"
         )
     if (folder / "coordinator" / CERTIFICATE).exists():
         _check_hosts(folder / "coordinator", wanted)

@@ -100,6 +100,7 @@ def _privacy(study: Study, report: object) -> list[str]:
         "neighbours by adding or removing one unit)."
     ]
     if sites := report.get("sites"):
+        lines.append("Where a site knows nothing of patients, each of its images counts as one.")
         lines.append("Each site's patients are protected by the epsilon of that site:")
         rows = [f"| {site} | {value:.3f} |" for site, value in sites.items()]
         lines.append("\n".join(["| site | epsilon |", "|---|---:|", *rows]))
