@@ -119,6 +119,7 @@ class Agent:
         self._channel: Any = None
         self._silent_until = 0.0  # by time.monotonic(); until then a failed dial is no news
         self._welcomed = False
+        self._dialled = False  # and recorded, since it was last welcomed
         self._refusals = 0
         self._paused = ""
 
@@ -208,6 +209,15 @@ class Agent:
             self._channel = channel
             if self._stopping.is_set():  # `stop` may have closed the channel before this one
                 return None
+            if not self._dialled:  # once for all dials up to the one that is answered: they all say the same
+                self._audit.record(
+                    "dialled",
+                    coordinator=str(self._address),
+                    version=VERSION,
+                    training_cases=hello.training_cases,
+                    validation_cases=hello.validation_cases,
+                )
+                self._dialled = True
             stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call]
             control = Control(stub, self._envelope, hello, self._check, self._events)
             self._tasks.attend(control, stub)
@@ -251,6 +261,7 @@ class Agent:
                 self._report({"notice": self._paused})
             elif isinstance(event.body, pb.Welcome):
                 self._audit.record("connected", coordinator=str(self._address))
+                self._dialled = False
                 _log.info("connected to %s (version %s)", self._address, event.body.version)
                 self._report({"notice": ""} if self._tasks.working else {"state": "connected", "notice": ""})
                 self._silent_until, self._welcomed, self._refusals, self._paused = 0.0, True, 0, ""

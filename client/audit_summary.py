@@ -56,6 +56,7 @@ def _empty(study: str, plan: str) -> dict[str, Any]:
         "study": study,
         "plan": plan,
         "starts": 0,
+        "dials": 0,
         "connections": 0,
         "progress_messages": 0,
         "failure_messages": 0,
@@ -67,6 +68,7 @@ def _empty(study: str, plan: str) -> dict[str, Any]:
 def _add(study: dict[str, Any], entry: Entry) -> None:
     details = entry.details
     study["progress_messages"] += int(details.get("progress_messages", 0))
+    study["dials"] += entry.event == "dialled"
     study["connections"] += entry.event == "connected"
     study["failure_messages"] += entry.event == "failure-sent"
     study["asked_after"] += entry.event == "update-asked-after"
@@ -132,9 +134,11 @@ def _study(study: Mapping[str, Any]) -> list[str]:
 
 
 def _besides(study: Mapping[str, Any]) -> list[str]:
+    unanswered = study["dials"] - study["connections"]
+    dials = f" and {counted(unanswered, 'dial')} without an answer" if unanswered > 0 else ""
     return [
-        f"  besides: {counted(study['connections'], 'connection')}, each with this version and the numbers of cases "
-        f"({study['training_cases']} training, {study['validation_cases']} validation);",
+        f"  besides: {counted(study['connections'], 'connection')}{dials}, each with this version and the numbers of "
+        f"cases ({study['training_cases']} training, {study['validation_cases']} validation);",
         f"  {counted(study['progress_messages'], 'message')} about progress (stage, batch of batches), "
         f"{study['failure_messages']} about failures, {study['asked_after']} asking whether an update was taken",
     ]

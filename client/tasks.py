@@ -263,6 +263,10 @@ class Tasks:
             if keeper is not None:
                 keeper.sending(key.number)
 
+        def offer() -> pb.UploadReceipt:
+            self._audit.record("update-offered", **_offered(header))
+            return upload(self._stub, header, pending.path, begins=begins, asked=asked, ends=ends, step=step)
+
         def asked(position: int) -> None:
             contents = CONTENTS if self._spender is None else CONTENTS_PRIVATE
             self._audit.record("update-sent", **_sent(pending, task.name, position, contents[key.kind]))
@@ -273,9 +277,7 @@ class Tasks:
 
         self._say_stage(task, "upload")
         try:
-            receipt = _again_if_damaged(
-                lambda: upload(self._stub, header, pending.path, begins=begins, asked=asked, ends=ends, step=step)
-            )
+            receipt = _again_if_damaged(offer)
         except WireError:
             self._answered(pending, accepted=False)
             raise
@@ -312,8 +314,9 @@ class Tasks:
         accepted = False
         if self._keeper is not None and pending.key.kind == "train" and self._fits(pending):
             name = pb.TaskName(kind=_KIND_NUMBERS[pending.key.kind], round=pending.key.number, attempt=1)
-            self._audit.record("update-asked-after", **_named(name), sha256=pending.sha256.hex())
-            accepted = was_taken(self._stub, self._header(pending, name), seconds)
+            header = self._header(pending, name)
+            self._audit.record("update-asked-after", **_offered(header))
+            accepted = was_taken(self._stub, header, seconds)
             _log.info("round %d: its update was %s", pending.key.number, "taken" if accepted else "not taken")
         self._answered(pending, accepted=accepted)
 
@@ -385,6 +388,14 @@ class Tasks:
 def _named(name: pb.TaskName) -> dict[str, Any]:
     """A task as it is recorded."""
     return {"kind": KINDS[name.kind], "round": name.round, "attempt": name.attempt}
+
+
+def _offered(header: pb.UploadHeader) -> dict[str, Any]:
+    """What an upload's header says, as it is recorded."""
+    offered = {**_named(header.task), "sha256": header.blob.sha256.hex(), "cases": header.timing.cases}
+    if header.HasField("privacy"):
+        offered |= {"epsilon": header.privacy.epsilon, "delta": header.privacy.delta}
+    return offered
 
 
 def _sent(pending: PendingUpdate, name: pb.TaskName, position: int, contents: str) -> dict[str, Any]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from client.cli import main
 from client.work import Spent
+from common.errors import RunFolderError
 from common.security.audit import AuditLog, Entry
 from common.security.audit_check import check_log
 from common.security.authorities import trusted_authority
 from common.security.certificates import Identity
 from common.wire import federation_pb2 as pb
+from common.wire.channel import Address
 from tests.client.test_agent import (  # noqa: F401  (fixtures)
     Coordinator,
     Running,
@@ -62,9 +65,9 @@ def _entries(work: Path, event: str) -> list[Entry]:
 def test_all_that_comes_and_goes_is_recorded(work: Path, coordinator: Coordinator) -> None:  # noqa: F811
     found = [entry.event for entry in check_log(work, trusted_authority(AUTHORITIES)).entries]
     assert found == [
-        "started", "connected",
-        "task-received", "broadcast-received", "update-sent", "update-answered", "head-signed",
-        "task-received", "broadcast-received", "update-sent", "update-answered", "head-signed",
+        "started", "dialled", "connected",
+        "task-received", "broadcast-received", "update-offered", "update-sent", "update-answered", "head-signed",
+        "task-received", "broadcast-received", "update-offered", "update-sent", "update-answered", "head-signed",
         "stopped", "head-signed",
     ]  # fmt: skip
     started = _entries(work, "started")[0].details
@@ -118,8 +121,6 @@ def test_an_update_is_recorded_before_its_first_byte_leaves(
     class Full(AuditLog):
         def record(self, event: str, **details: object) -> None:
             if event == "update-sent":
-                from common.errors import RunFolderError
-
                 raise RunFolderError("audit.log: cannot be written")
             super().record(event, **details)
 
@@ -132,6 +133,58 @@ def test_an_update_is_recorded_before_its_first_byte_leaves(
     assert _entries(tmp_path, "failure-sent")
 
 
+def test_what_is_said_without_an_answer_is_recorded_before_and_once(
+    identities: dict[str, Identity],  # noqa: F811
+    worker: Worker,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    audit = AuditLog(tmp_path, "site alpha")
+    address = Address("127.0.0.1", 1)  # nobody is there
+    site = Running(address, identities["alpha"], worker, tmp_path, audit=audit)
+    eventually(lambda: site.state() == "reconnecting")
+    time.sleep(1)  # for some more dials
+    site.stop()
+    audit.close()
+    started, dialled, stopped = check_log(tmp_path).entries
+    assert [entry.event for entry in (started, dialled, stopped)] == ["started", "dialled", "stopped"]
+    assert dialled.details["coordinator"] == str(address)
+    assert (dialled.details["training_cases"], dialled.details["validation_cases"]) == (3, 1)
+    assert main(["audit", "summary", str(tmp_path)]) == 0
+    assert "besides: 0 connections and 1 dial without an answer, each with this version" in capsys.readouterr().out
+
+
+def test_the_budget_that_goes_with_an_update_is_recorded_before(
+    coordinator: Coordinator,  # noqa: F811
+    identities: dict[str, Identity],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    class Spending(Worker):
+        def for_run(self, run: bytes) -> Worker:
+            return self
+
+        def spent(self) -> Spent:
+            return Spent(1.5, 1e-5)
+
+        def finished(self) -> None:
+            pass
+
+    class Full(AuditLog):
+        def record(self, event: str, **details: object) -> None:
+            super().record(event, **details)
+            if event == "update-offered":
+                raise RunFolderError("audit.log: cannot be written")
+
+    audit = Full(tmp_path, "site alpha")
+    site = Running(coordinator.address, identities["alpha"], Spending(), tmp_path, audit=audit)
+    coordinator.say(task=task(1, pb.TRAIN))
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        site.end.result(30)
+    assert not coordinator.uploads
+    (offered,) = [entry.details for entry in check_log(tmp_path).entries if entry.event == "update-offered"]
+    assert (offered["round"], offered["cases"], offered["epsilon"], offered["delta"]) == (1, 3, 1.5, 1e-5)
+
+
 def test_the_summary_is_one_page(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "summary", str(work), "--authority", str(AUTHORITIES)]) == 0
     page = capsys.readouterr().out
@@ -142,7 +195,7 @@ def test_the_summary_is_one_page(work: Path, capsys: pytest.CaptureFixture[str])
     (row,) = [line for line in lines if digest in line and " train " in line]
     assert row.split()[:5] == ["1", "train", str(_entries(work, "update-sent")[0].details["bytes"]), "1x", "yes"]
     assert "  - images and labels, whole or in part" in lines
-    assert "whole, 14 entries" in page and "signed up to entry 13 by site 'alpha'" in page
+    assert "whole, 17 entries" in page and "signed up to entry 16 by site 'alpha'" in page
     assert len(lines) < 40
     assert main(["audit", "summary", str(work), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -152,18 +205,18 @@ def test_the_summary_is_one_page(work: Path, capsys: pytest.CaptureFixture[str])
         (2, "evaluate", 1, False),
     ]
     assert study["bytes"] == sum(one["bytes"] for one in study["sent"])
-    assert found["log"]["entries"] == 14
+    assert found["log"]["entries"] == 17
 
 
 def test_a_log_that_was_changed_gives_no_summary(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = work / "audit.log"
     found = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b"".join(found[:4] + found[5:]))  # the first update was never sent, it says
+    log.write_bytes(b"".join(found[:6] + found[7:]))  # the first update was never sent, it says
     for action in ("summary", "verify"):
         assert main(["audit", action, str(work)]) == 7
         said = capsys.readouterr()
         assert said.out == ""
-        assert "entry 5 does not follow the one before: entries were removed or moved" in said.err
+        assert "entry 7 does not follow the one before: entries were removed or moved" in said.err
 
 
 def test_verify_loads_no_tensorflow_and_starts_at_once(work: Path) -> None:
