@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.places import POLICY_VARIABLE, Place, add_policy_option, command_text, places, policy_path
+from client.places import POLICY_VARIABLE, Place, add_policy_option, command_text, places, policy_path, require_utf8
 from common.errors import PolicyError, PolicyFileError, RunFolderError, UsageError
 from common.study import Study, load_study
 
@@ -144,6 +144,7 @@ def _decide(decision: Decision, options: argparse.Namespace) -> int:
 
     study = load_study(options.study)
     found = places(options)
+    require_utf8("--note", options.note)
     if any(not place.site for place in found):
         raise UsageError(f"{decision}: nothing says which site this is; give --identity or --site")
     reviews = [_review_of(options, study, place) for place in found]

@@ -17,6 +17,7 @@ from client.policy import (
     PolicyOfFile,
     Proposal,
     Violation,
+    is_there,
     read_policy,
     study_violations,
     task_violations,
@@ -81,6 +82,10 @@ class SiteGate:
     proposal : what is known of the study when the site starts; `complete` adds what is known later.
     todo : what to do without an approval, the end of its message.
     now : the local time.
+
+    Raises
+    ------
+    PolicyFileError : it cannot be seen whether there is a policy.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class SiteGate:
         self._proposal = proposal
         self._todo = todo
         self._now = now
-        self._required = policy_required or policy.exists()
+        self._required = policy_required or is_there(policy)
 
     def check(self) -> Passed:
         """Whether the site may start at all.

@@ -12,6 +12,7 @@ from typing import Any
 
 from client.policy import POLICY_FILE
 from common.errors import IdentityError, UsageError
+from common.wording import printable
 
 POLICY_VARIABLE = "WARDROUND_SITE_POLICY"
 
@@ -44,10 +45,15 @@ def add_policy_option(parser: Any) -> None:
 
 
 def policy_path(given: Path | None, work: Path | None) -> tuple[Path | None, bool]:
-    """Where the policy lies, and whether there must be one because somebody named it."""
+    """Where the policy lies, and whether there must be one because somebody named it.
+
+    Raises UsageError where its name is not UTF-8.
+    """
     if given is not None:
+        require_utf8("policy", given)
         return given, True
     if named := os.environ.get(POLICY_VARIABLE):
+        require_utf8(f"${POLICY_VARIABLE}", named)
         return Path(named), True
     return (None if work is None else work / POLICY_FILE), False
 
@@ -62,12 +68,16 @@ def places(options: argparse.Namespace) -> list[Place]:
 
     Raises
     ------
-    UsageError : options that belong together were given different numbers of times.
+    UsageError : options that belong together were given different numbers of times, or one is not UTF-8.
     IdentityError : an identity cannot be read, or is not the site's.
     """
     given: dict[str, Sequence[Any]] = {
         name: getattr(options, name) for name in ("site", "data", "identity", "work") if getattr(options, name, None)
     }
+    for name, values in given.items():
+        for value in values:
+            require_utf8(f"--{name}", value)
+    require_utf8("STUDY", getattr(options, "study", ""))
     count = max((len(values) for values in given.values()), default=1)
     if any(len(values) != count for values in given.values()):
         raise UsageError("--site, --data, --identity and --work: give each the same number of times, in the same order")
@@ -81,6 +91,16 @@ def places(options: argparse.Namespace) -> list[Place]:
         work = given["work"][index] if "work" in given else default_work(site) if site else None
         found.append(Place(site, given["data"][index] if "data" in given else None, identity, work))
     return found
+
+
+def require_utf8(what: str, value: object) -> None:
+    """Raises UsageError where an argument is of bytes that are no UTF-8: a page or a record could not hold it."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{what} {printable(str(value))}: expected UTF-8, found other bytes; correct it, or rename what it names"
+        ) from error
 
 
 def _name_of(folder: Path, expected: str) -> str:

@@ -187,6 +187,14 @@ class PolicyOfFile:
     digest: str = ""
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a policy file. Raises PolicyFileError where that cannot be seen."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def read_policy(path: Path, *, required: bool) -> PolicyOfFile:
     """The policy in a file; `NO_POLICY` where there is no such file and none is `required`.
 
@@ -203,14 +211,16 @@ def read_policy(path: Path, *, required: bool) -> PolicyOfFile:
             f"{path}: there is no policy file; make one with `wardround-site policy init {path}`, or give the right one"
         ) from None
     except OSError as error:
-        raise PolicyFileError(
-            f"{path}: the policy file cannot be read ({error.strerror}); correct its rights"
-        ) from error
+        raise _unreadable(path, error) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PolicyFileError(f"{path}: expected UTF-8 text, found other bytes; save it as UTF-8") from error
     return PolicyOfFile(parse_policy(text, str(path)), path, hashlib.sha256(data).hexdigest())
+
+
+def _unreadable(path: Path, error: OSError) -> PolicyFileError:
+    return PolicyFileError(f"{path}: the policy file cannot be read ({error.strerror}); correct its rights")
 
 
 # Violations. -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -319,3 +320,12 @@ def test_several_points_are_all_told_and_waiting_helps_only_against_the_hours(op
     both = operator.gate().refusal("train", 1)
     assert both is not None and both.opens_in is None
     assert "tasks: only evaluate" in both.words and "hours: 20:00" in both.words
+
+
+def test_a_policy_that_cannot_be_seen_is_told(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path) -> bool:  # as in a folder that the user may not search; root may search any
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", closed)
+    with pytest.raises(PolicyFileError, match=r"policy\.yaml: the policy file cannot be read \(Permission denied\)"):
+        operator.gate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import types
@@ -240,6 +241,35 @@ def test_calls_that_cannot_work_are_told(site: Site, arguments: list[str], code:
 
     assert run_command(call) == code
     assert words in site._capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "words"),
+    [
+        ("review", "--data", "--data images-\ufffd: expected UTF-8"),
+        ("approve", "--data", "--data images-\ufffd: expected UTF-8"),
+        ("start", "--data", "--data images-\ufffd: expected UTF-8"),
+        ("approve", "--note", "--note images-\ufffd: expected UTF-8"),
+        ("reject", "--note", "--note images-\ufffd: expected UTF-8"),
+        ("approve", "--policy", "policy images-\ufffd: expected UTF-8"),
+    ],
+)
+def test_what_no_record_could_hold_is_told(
+    site: Site, passed: list[str], command: str, option: str, words: str
+) -> None:
+    name = os.fsdecode(b"images-\xff")
+    Path(name).mkdir()
+    more = {
+        "review": [],
+        "start": ["--site", "alpha", "--coordinator", "localhost:1"],
+        "approve": ["--by", "Kim"],
+        "reject": ["--by", "Kim"],
+    }[command]
+    given = option != "--data"
+    code, _, errors = site(command, option, name, *more, data=given and command != "reject")
+    assert code == 2
+    assert words in errors
+    assert not site.approvals.exists()
 
 
 def test_the_identity_of_another_site_decides_nothing(site: Site) -> None:
