@@ -4,7 +4,8 @@ A study of two sites that train for real, three rounds of training and validatio
 also counts how often each process comes by each failpoint; then once for each failpoint and process, which is killed by
 SIGKILL as it comes by and started again. What must be the same: the SHA-256 of every file of weights, the rows of
 rounds.csv and sites.csv but for seconds and bytes, each round's journaled cohort, the published versions, and that
-nothing is left lying about.
+nothing is left lying about. Private rounds, whose noise is drawn anew in each run, are in
+tests/client/test_private.py.
 
 How to read it: "at" is the time of coming by at which it was killed, of how many in the undisturbed run; failpoints
 that are passed often are tried at the first, the middle and the last (`--every`: at each). "same" is the verdict. "not
@@ -38,12 +39,16 @@ class Case:
 def cases(made: Bench, scenario: Scenario, *, every: bool = False) -> list[Case]:
     """What to try: every failpoint of the coordinator and of the first site, also those that it shares with the other.
 
-    A failpoint that its process never comes by is tried too, and shows as not reached.
+    A failpoint that its process never comes by is tried too, and shows as not reached; those of private rounds only
+    where the study has such: their noise differs from run to run.
     """
     counts = made.counts(scenario)
+    private = scenario.study.privacy.unit == "patient"
     found = []
     for role, names in ((COORDINATOR, COORDINATOR_NAMES), (scenario.sites[0], SITE)):
         for name in (name for name in NAMES if name in names or counts[role].get(name)):
+            if name.startswith("privacy.") and not private:
+                continue
             of = counts[role].get(name, 0)
             times = range(1, of + 1) if every else sorted({1, (of + 1) // 2, of} - {0})
             found += [Case(role, name, at, of) for at in times or [1]]
@@ -96,8 +101,9 @@ def summary_of(rows: Sequence[Row], weights: Mapping[str, str]) -> str:
     """What the rows say together; `weights` are the SHA-256 of the undisturbed run's, by name."""
     same = [row for row in rows if row["same"] == "yes"]
     points, last = len({row["failpoint"] for row in same}), max(weights)
+    every = len([name for name in NAMES if not name.startswith("privacy.")])
     return (
-        f"{len(same)} of {len(rows)} kills ended as the undisturbed run did, at {points} of {len(NAMES)} failpoints; "
+        f"{len(same)} of {len(rows)} kills ended as the undisturbed run did, at {points} of {every} failpoints; "
         f"its weights `{last}` have SHA-256 `{weights[last][:16]}...`."
     )
 
