@@ -76,7 +76,8 @@ def _sentence(manifest: Mapping[str, Any], seconds: float) -> str:
 def _tables(manifest: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     """The holdout by site, named as its pseudonym says, and where there are objects their average precision."""
     found = next(variant for variant in manifest["variants"] if variant["name"] == "float32")["holdout"]
-    parts = {**{names.get(site, site): part for site, part in found["site"].items()}, "all cases": found}
+    sites = {names.get(site, site): part for site, part in found["site"].items()}
+    parts = {**dict(sorted(sites.items())), "all cases": found}
     classes = list(found["class"])
     each = classes if len(classes) > 1 else []
     rows = [
