@@ -101,7 +101,7 @@ def test_what_a_private_site_sends_is_called_what_it_is(
         def finished(self) -> None:
             pass
 
-    audit = AuditLog(tmp_path, "site alpha", site_of("digits"))
+    audit = AuditLog(tmp_path, "site alpha", site_of("digits", "alpha"))
     site = Running(coordinator.address, identities["alpha"], Private(), tmp_path, audit=audit)
     coordinator.say(task=task(1))
     eventually(lambda: coordinator.uploads)

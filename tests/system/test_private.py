@@ -49,9 +49,13 @@ def test_the_study_ends_before_the_round_that_would_pass_the_budget_and_publishe
     assert "included" not in {row["outcome"] for row in refused}
     report = json.loads(made.run.report.read_text())
     published = Path(report["publication"]["folder"])
-    for privacy in (report["privacy"], json.loads((published / "manifest.json").read_text())["privacy"]):
+    manifest = json.loads((published / "manifest.json").read_text())
+    for privacy in (report["privacy"], manifest["privacy"]):
         assert (privacy["unit"], privacy["protects"]) == ("patient", "each patient of each site")
-        assert privacy["sites"] == pytest.approx({"east": _epsilon(2), "north": _epsilon(2)}, abs=1e-5)
+        assert list(privacy["sites"].values()) == pytest.approx([_epsilon(2)] * 2, abs=1e-5)
+    assert set(report["privacy"]["sites"]) == {"east", "north"}
+    assert set(manifest["privacy"]["sites"]) == {site["name"] for site in manifest["sites"]}  # pseudonyms
+    assert not any(name in path.read_text() for name in ("east", "north") for path in published.glob("*.md"))
     assert "each patient of each site" in (published / "model_card.md").read_text()
     status = wardround("wardround", "status", "--run", made.run.path).stdout
     assert "finished after 2 of 9 rounds" in status

@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> int:
         client.work: {
             "site_plan": lambda study: plan,
             "update_bytes": lambda plan: {"train": encoded_size(plan.sent)},
-            "site_worker": lambda plan, dataset, folder: LightWorker(plan, dataset.site, seconds),
+            "site_worker": lambda plan, dataset, folder, **options: LightWorker(plan, dataset.site, seconds),
         },
     }
     for module, names in replaced.items():
