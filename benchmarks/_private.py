@@ -74,9 +74,10 @@ def private_steps(
                 sample_patch(image, label, patch, rng, study.training.foreground_fraction)
                 for _ in range(privacy.crops_per_patient)
             ]
-            batch = tuple(np.stack(part) for part in zip(*pairs, strict=True))
+            batch = tuple(tf.constant(np.stack(part)) for part in zip(*pairs, strict=True))
             if study.augmentation:
-                batch = augment(*batch, rng.integers(2**31, size=2, dtype=np.int32), study.augmentation)
+                own_seed = tf.constant(rng.integers(2**31, size=2, dtype=np.int32))
+                batch = augment(*batch, own_seed, study.augmentation)
             images.append(batch[0])
             labels.append(batch[1])
         noise = rng.integers(2**62, size=2)
