@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 help:
 	@echo "make simulate   set up, then run five hospitals on generated images, end to end"
-	@echo "make test       set up, then the checks and the tests in two processes (JOBS=2), 4 GB each"
+	@echo "make test       set up, then the checks and the tests in two processes (JOBS=2), of 7 GB at most"
 	@echo "make check      ruff and mypy"
 	@echo "make format     ruff's formatter and its safe fixes"
 	@echo "make lock       renew requirements.lock (uv)"

@@ -265,6 +265,20 @@ def dice_of(study: Study, found: Label, label: Label) -> float:
     return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
 
 
+def dice_by_case(
+    study: Study, network: Any, weights: Sequence[Any], cases: Sequence[Labelled], threads: int
+) -> dict[int, float]:
+    """Dice by the case's number, of all that have anything to find or in which something was found."""
+    predict = predictor(study, network, weights)
+
+    def measured(number: int, case: Labelled) -> float:
+        del number
+        return dice_of(study, segment(study, predict, prepare(study, case.stored)), case.label)
+
+    values = each_case(cases, threads, measured)
+    return {number: value for number, value in enumerate(values) if not math.isnan(value)}
+
+
 def mean_of_sites(cases: Sequence[Labelled], dice: Mapping[int, float]) -> float:
     """The mean over sites of the mean Dice of each, by the case's number."""
     sites = sorted({cases[number].site for number in dice})

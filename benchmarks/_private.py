@@ -6,6 +6,7 @@ benchmark's seed, so that a run can be repeated; at a site they never do (`clien
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +19,14 @@ from common.privacy.accounting import NoisySteps, epsilon_of, sampling_rate
 from common.study import NO_PRIVACY, Privacy, Study
 
 Step = tuple[Any, Any, Any]
+
+
+def noise_levels(parser: argparse.ArgumentParser, arms: Sequence[str]) -> dict[str, float | None]:
+    """The noise multiplier of each arm, None of "none"; ends the program where one is no number."""
+    try:
+        return {arm: None if arm == "none" else float(arm) for arm in arms}
+    except ValueError:
+        parser.error(f"--noise: expected numbers or none, found {' '.join(arms)}")
 
 
 def private_study(

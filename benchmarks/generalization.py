@@ -44,13 +44,9 @@ from benchmarks._pooled import (
     Row,
     Trainer,
     batches,
-    dice_of,
-    each_case,
+    dice_by_case,
     mean_of_sites,
-    predictor,
-    prepare,
     read_rows,
-    segment,
     shipped_study,
     write_between,
 )
@@ -169,7 +165,7 @@ def measure(data: Data, arm: str, options: argparse.Namespace) -> Row:
     judges = [case for case in data.validation if arm in ("pooled", *FEDERATED) or arm == f"alone {case.site}"]
     scores = {step: _mean(study, network, weights, judges, options.threads) for step, weights in snapshots.items()}
     chosen = max(scores, key=lambda step: (-1.0 if math.isnan(scores[step]) else scores[step], step))
-    dice = _dice(study, network, snapshots[chosen], data.holdout, options.threads)
+    dice = dice_by_case(study, network, snapshots[chosen], data.holdout, options.threads)
     row: Row = {
         "chosen_step": chosen,
         "patches_of_each_source": options.steps * study.training.batch_size // sources,
@@ -230,20 +226,8 @@ def _snapshot_points(count: int) -> list[int]:
 # Evaluation. -------------------------------------------------------------------------------------------------------
 
 
-def _dice(study: Study, network: Any, weights: Weights, cases: Sequence[Labelled], threads: int) -> dict[int, float]:
-    """Dice by the case's number, of all that have anything to find or in which something was found."""
-    predict = predictor(study, network, weights)
-
-    def measured(number: int, case: Labelled) -> float:
-        del number
-        return dice_of(study, segment(study, predict, prepare(study, case.stored)), case.label)
-
-    values = each_case(cases, threads, measured)
-    return {number: value for number, value in enumerate(values) if not math.isnan(value)}
-
-
 def _mean(study: Study, network: Any, weights: Weights, cases: Sequence[Labelled], threads: int) -> float:
-    dice = _dice(study, network, weights, cases, threads)
+    dice = dice_by_case(study, network, weights, cases, threads)
     return mean_of_sites(cases, dice) if dice else math.nan
 
 

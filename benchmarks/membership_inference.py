@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from benchmarks._federated import federate
 from benchmarks._pooled import ROOT, Data, Image, Label, Row, read_rows, shipped_study, write_between
-from benchmarks._private import epsilon_after, private_study
+from benchmarks._private import epsilon_after, noise_levels, private_study
 from benchmarks._report import report
 from common.errors import DataError
 from common.imaging.patches import sample_patch
@@ -85,10 +85,7 @@ def main() -> None:
     study = shipped_study("nuclei")
     if options.site not in study.cohort.sites:
         parser.error(f"--site: expected one of {', '.join(study.cohort.sites)}")
-    try:
-        levels = {arm: None if arm == "none" else float(arm) for arm in options.noise}
-    except ValueError:
-        parser.error(f"--noise: expected numbers or none, found {' '.join(options.noise)}")
+    levels = noise_levels(parser, options.noise)
     configure_tensorflow(options.threads)
     study = _study_of(study, options)
     try:

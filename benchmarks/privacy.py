@@ -32,19 +32,14 @@ from benchmarks._federated import federate
 from benchmarks._pooled import (
     ROOT,
     Data,
-    Labelled,
     Row,
-    dice_of,
-    each_case,
+    dice_by_case,
     mean_of_sites,
-    predictor,
-    prepare,
     read_rows,
-    segment,
     shipped_study,
     write_between,
 )
-from benchmarks._private import epsilon_after, private_study
+from benchmarks._private import epsilon_after, noise_levels, private_study
 from benchmarks._report import report
 from common.errors import DataError
 from common.learning.runtime import configure_tensorflow
@@ -90,10 +85,7 @@ def main() -> None:
         parser.error("--data, --weights: give the folder of the sites and `holdout`, and one to keep weights in")
     if min(options.steps, options.rounds, options.crops, options.threads) < 1 or options.steps % options.rounds:
         parser.error("--steps, --rounds, --crops, --threads: expected positive numbers, and steps a multiple of rounds")
-    try:
-        levels = {arm: None if arm == "none" else float(arm) for arm in options.noise}
-    except ValueError:
-        parser.error(f"--noise: expected numbers or none, found {' '.join(options.noise)}")
+    levels = noise_levels(parser, options.noise)
     base = _base(options)
     identities = {arm: _identity(arm, base, options) for arm in levels}
     known = [_identity_of(row) for row in _rows()]
@@ -159,8 +151,8 @@ def measure(data: Data, arm: str, noise: float | None, options: argparse.Namespa
         site: epsilon_after(study, len(cases), options.steps) if noise is not None else math.inf
         for site, cases in data.training.items()
     }
-    dice = _dice(study, network, weights, data.holdout, options.threads)
-    validation = _dice(study, network, weights, data.validation, options.threads)
+    dice = dice_by_case(study, network, weights, data.holdout, options.threads)
+    validation = dice_by_case(study, network, weights, data.validation, options.threads)
     row: Row = {
         "epsilon_most": round(max(spent.values()), 4),
         "epsilon_least": round(min(spent.values()), 4),
@@ -173,18 +165,6 @@ def measure(data: Data, arm: str, noise: float | None, options: argparse.Namespa
         row[f"epsilon_{site}"] = round(spent[site], 4)
         row[f"holdout_{site}"] = round(float(np.mean(found)), 4) if found else math.nan
     return row | {"seconds": round(seconds, 1)}
-
-
-def _dice(study: Study, network: Any, weights: Any, cases: Sequence[Labelled], threads: int) -> dict[int, float]:
-    """Dice by the case's number, of all that have anything to find or in which something was found."""
-    predict = predictor(study, network, weights)
-
-    def measured(number: int, case: Labelled) -> float:
-        del number
-        return dice_of(study, segment(study, predict, prepare(study, case.stored)), case.label)
-
-    values = each_case(cases, threads, measured)
-    return {number: value for number, value in enumerate(values) if not math.isnan(value)}
 
 
 def _rows() -> list[Row]:

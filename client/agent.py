@@ -157,6 +157,7 @@ class Agent:
             training_cases=self._worker.training_cases,
             validation_cases=self._worker.validation_cases,
         )
+        self._audit.sign_head()
         pause = 0.2
         try:
             while not self._stopping.is_set():

@@ -133,6 +133,7 @@ def _start(options: argparse.Namespace) -> int:
             status({"notice": "compiling the model, which takes up to half a minute"})
         configure_tensorflow(study.training.threads)
         from client.agent import Agent
+        from client.package import require_unchanged
         from client.policy import Proposal, epsilon_ceiling
         from client.work import site_plan, site_worker, update_bytes
 
@@ -160,6 +161,9 @@ def _start(options: argparse.Namespace) -> int:
             audit.record(
                 "start-allowed", study=study.name, approval=one.approval.number, policy_sha256=one.policy.digest
             )
+        for site, folder, work in zip(options.site, options.identity, works, strict=True):
+            with _refusal_recorded(study, site, folder, work):
+                require_unchanged()
         agents = [
             Agent(study.name, site, worker, address, identity, work, status, dataset.make_room, audit=audit, gate=gate)
             for site, worker, identity, work, status, dataset, audit, gate in zip(

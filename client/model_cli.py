@@ -155,6 +155,7 @@ def _fetch(options: argparse.Namespace) -> int:
     )
     if not found.was_here:
         audit.record("model-fetched", study=found.study, version=found.version, bytes=found.size)
+    audit.sign_head()
     audit.close()
     trust.warn()
     if options.json:

@@ -25,12 +25,24 @@ class Package:
 
 @functools.cache
 def installed_package() -> Package:
-    """The package that this process runs, read once: what is changed on disk later is not what runs.
+    """The package that this process runs, read once; `require_unchanged` tells whether it is so still.
 
     The digest is SHA-256 over the path, the size and the bytes of every file, in the order of paths: not of the sources
     alone, because an extension module beside one would be loaded in its place. Byte code is left out: Python makes it.
     """
     return package_in(Path(__file__).resolve().parents[1])
+
+
+def require_unchanged() -> None:
+    """Raises ApprovalError where the files have changed since `installed_package` read them.
+
+    Most modules are loaded after that, so an installation that is renewed meanwhile would run unseen.
+    """
+    if package_in(Path(__file__).resolve().parents[1]) != installed_package():
+        raise ApprovalError(
+            "the installed package has changed while the site was starting, so that it is not known what would run; "
+            "start it again, and approve the study again where that is asked for"
+        )
 
 
 def package_in(root: Path) -> Package:

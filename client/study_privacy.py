@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from common.study import Study
 
@@ -18,7 +17,8 @@ class StudyPrivacy:
     unit : whose data noise hides, "patient" (added at the site) or "site" (added by the coordinator); "none" without
         differential privacy.
     epsilon, delta : the study's budget; both 0 without differential privacy.
-    secure_aggregation : whether the coordinator can read only the sum of the updates.
+    secure_aggregation : whether the coordinator can read only the sum of the updates; no study of this version asks
+        for that.
     """
 
     personal: str
@@ -29,13 +29,6 @@ class StudyPrivacy:
 
 
 def privacy_of(study: Study) -> StudyPrivacy:
-    """The study's settings. A key that this version's studies do not have is a protection that is not used."""
-    privacy: Any = getattr(study, "privacy", None)
-    unit = getattr(privacy, "unit", "none")
-    return StudyPrivacy(
-        personal=study.training.personal,
-        unit=unit,
-        epsilon=float(privacy.epsilon) if unit != "none" else 0.0,
-        delta=float(privacy.delta) if unit != "none" else 0.0,
-        secure_aggregation=getattr(privacy, "secure_aggregation", False) is True,
-    )
+    """The study's settings."""
+    privacy = study.privacy
+    return StudyPrivacy(study.training.personal, privacy.unit, privacy.epsilon, privacy.delta)

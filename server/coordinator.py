@@ -219,6 +219,7 @@ async def _coordinate(
         study_sha256=hashlib.sha256(study.to_yaml().encode()).hexdigest(),
         plan=plan.digest.hex(),
     )
+    audit.sign_head()
     journal.note("plan", digest=plan.digest.hex())
 
     import tensorflow_federated as tff

@@ -131,6 +131,28 @@ def build_client_work(
             progress = step(broadcast, conditions, images, labels, progress)
         return finish(broadcast, conditions, progress)
 
+    def summed(metrics: Any) -> Any:
+        return tff.learning.metrics.sum_then_finalize(model.finalize_metrics)(metrics)
+
+    return work_of_rounds(client_update, conditions_of, weights_type, data_type, summed)
+
+
+def work_of_rounds(
+    client_update: tff.Computation,
+    conditions_of: tff.Computation,
+    weights_type: tff.Type,
+    data_type: tff.Type,
+    summed: Callable[[Any], Any],
+) -> tff.learning.templates.ClientWorkProcess:
+    """The client work whose state is the number of rounds done, and that does the same in each but for its conditions.
+
+    Parameters
+    ----------
+    client_update : maps weights, data and conditions to the client's result and metrics.
+    conditions_of : maps the round (int32 scalar, the first is 0) to the conditions that all clients hear.
+    summed : maps the clients' metrics, placed there, to the server's.
+    """
+
     @tff.tensorflow.computation(np.int32)
     def following(round_index: tf.Tensor) -> tf.Tensor:
         return round_index + 1
@@ -147,11 +169,10 @@ def build_client_work(
     def following_round(state: Any, weights: Any, data: Any) -> Any:
         conditions = tff.federated_broadcast(tff.federated_map(conditions_of, state))
         result, metrics = tff.federated_map(client_update, (weights, data, conditions))
-        train = tff.learning.metrics.sum_then_finalize(model.finalize_metrics)(metrics)
         return tff.templates.MeasuredProcessOutput(
             tff.federated_map(following, state),
             result,
-            tff.federated_zip(collections.OrderedDict(train=train)),
+            tff.federated_zip(collections.OrderedDict(train=summed(metrics))),
         )
 
     return tff.learning.templates.ClientWorkProcess(initialize, following_round)

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from common.learning.client_work import Tensors
+from common.learning.client_work import Tensors, work_of_rounds
 
 
 @dataclass(frozen=True)
@@ -106,29 +106,7 @@ def build_private_client_work(
             progress = step(start, images, labels, seed, progress)
         return finish(start, progress)
 
-    @tff.tensorflow.computation(np.int32)
-    def following(round_index: tf.Tensor) -> tf.Tensor:
-        return round_index + 1
-
-    @tff.federated_computation
-    def initialize() -> Any:
-        return tff.federated_value(np.int32(0), tff.SERVER)
-
-    @tff.federated_computation(
-        tff.FederatedType(np.int32, tff.SERVER),
-        tff.FederatedType(weights_type, tff.CLIENTS),
-        tff.FederatedType(data_type, tff.CLIENTS),
-    )
-    def following_round(state: Any, weights: Any, data: Any) -> Any:
-        rate = tff.federated_broadcast(tff.federated_map(rate_of, state))
-        result, counted = tff.federated_map(client_update, (weights, data, rate))
-        return tff.templates.MeasuredProcessOutput(
-            tff.federated_map(following, state),
-            result,
-            tff.federated_zip(collections.OrderedDict(train=tff.federated_sum(counted))),
-        )
-
-    return tff.learning.templates.ClientWorkProcess(initialize, following_round)
+    return work_of_rounds(client_update, rate_of, weights_type, data_type, tff.federated_sum)
 
 
 def sum_of_clipped(model: Any, weights: Tensors, images: tf.Tensor, labels: tf.Tensor, norm: float) -> Tensors:

@@ -68,7 +68,7 @@ class CheckedLog:
     def text(self) -> str:
         """The same for people."""
         count = len(self.entries)
-        lines = [f"{self.path}: whole, {count} entries, none changed, none missing"]
+        lines = [f"{self.path}: whole, {count} entries, each as it was written and after the one before"]
         if self.entries:
             lines.append(f"  from {self.entries[0].time} to {self.entries[-1].time}; head {self.entries[-1].hash}")
         if self.signed_by is None:
@@ -81,6 +81,9 @@ class CheckedLog:
                 else f"certificate {self.signed_by.fingerprint}, not checked against an authority (--authority)"
             )
             lines.append(f"  signed up to entry {self.signed_up_to} by {by}, {self.heads} heads, {under}")
+            later = count - self.signed_up_to - 1  # the entry of the signature is not in what it signs
+            if later > 0:
+                lines.append(f"  {later} later, not signed: whether others followed them, the log cannot say")
         if self.torn:
             lines.append(f"  {self.torn} bytes of one more entry, torn by a crash; the next start cuts them off")
         return "\n".join(lines)
@@ -130,8 +133,7 @@ def check_log(folder: Path, authority: Authority | None = None) -> CheckedLog:
     if authority is not None and signed_by is None:
         raise IdentityError(
             f"{path}: no head is signed, so that {authority.source} vouches for none of it, and whoever can write the "
-            "file could have written it anew; a log has its first signed head when its first round is answered or "
-            "closed. Before that, or where the identity has no key that signs, check it without an authority"
+            "file could have written it anew. Where the identity has no key that signs, check it without an authority"
         )
     if signed_by is not None:
         _check_actors(found, signed_by, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from client import approvals
+from client import approvals, package
 from client.approvals import Approvals, Subject, study_changes
 from client.package import Package, installed_package, package_in
 from common.errors import ApprovalError, IdentityError, RunFolderError
@@ -136,9 +137,9 @@ def test_a_rejected_study_is_refused_with_whatever_package_until_it_is_approved_
 ) -> None:
     decided.record("approve", subject, by="Kim")
     decided.record("reject", replace(subject, data=""), by="Lee", note="too many rounds")
-    for package in (subject.package, Package("1.1", "cd" * 32, 3)):
+    for other in (subject.package, Package("1.1", "cd" * 32, 3)):
         with pytest.raises(ApprovalError, match=r"was rejected by Lee on 20..-..-.. \(too many rounds\)"):
-            decided.require(replace(subject, package=package), todo=TODO)
+            decided.require(replace(subject, package=other), todo=TODO)
     decided.record("approve", subject, by="Kim")
     assert decided.require(subject, todo=TODO).number == 3
 
@@ -374,3 +375,11 @@ def test_the_installed_package_is_the_one_that_runs() -> None:
     found = installed_package()
     assert found.files > 100
     assert found == package_in(Path(approvals.__file__).parents[1])
+
+
+def test_a_package_that_is_renewed_while_the_site_starts_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    package.require_unchanged()
+    before = installed_package()
+    monkeypatch.setattr(package, "installed_package", lambda: dataclasses.replace(before, digest="0" * 64))
+    with pytest.raises(ApprovalError, match="has changed while the site was starting"):
+        package.require_unchanged()

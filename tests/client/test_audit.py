@@ -65,7 +65,7 @@ def _entries(work: Path, event: str) -> list[Entry]:
 def test_all_that_comes_and_goes_is_recorded(work: Path, coordinator: Coordinator) -> None:  # noqa: F811
     found = [entry.event for entry in check_log(work, trusted_authority(AUTHORITIES)).entries]
     assert found == [
-        "started", "dialled", "connected",
+        "started", "head-signed", "dialled", "connected",
         "task-received", "broadcast-received", "update-offered", "update-sent", "update-answered", "head-signed",
         "task-received", "broadcast-received", "update-offered", "update-sent", "update-answered", "head-signed",
         "stopped", "head-signed",
@@ -195,7 +195,8 @@ def test_the_summary_is_one_page(work: Path, capsys: pytest.CaptureFixture[str])
     (row,) = [line for line in lines if digest in line and " train " in line]
     assert row.split()[:5] == ["1", "train", str(_entries(work, "update-sent")[0].details["bytes"]), "1x", "yes"]
     assert "  - images and labels, whole or in part" in lines
-    assert "whole, 17 entries" in page and "signed up to entry 16 by site 'alpha'" in page
+    assert "whole, 18 entries" in page and "signed up to entry 17 by site 'alpha'" in page
+    assert "not signed" not in page
     assert len(lines) < 40
     assert main(["audit", "summary", str(work), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

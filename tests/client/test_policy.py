@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -185,14 +183,6 @@ def test_a_budget_is_held_to_the_ceiling(
     monkeypatch.setattr(policy, "privacy_of", lambda study: StudyPrivacy("none", unit, epsilon, delta))
     found = parse_policy(f"differential_privacy: {asked}")
     assert keys(study_violations(found, Proposal(tiny_study()))) == expected
-
-
-def test_keys_of_a_later_study_are_read_in_one_place(tiny_study: Callable[..., Study]) -> None:
-    later: Any = types.SimpleNamespace(
-        training=tiny_study().training,
-        privacy=types.SimpleNamespace(unit="patient", epsilon=3, delta=1e-4, secure_aggregation=True),
-    )
-    assert privacy_of(later) == StudyPrivacy("none", "patient", 3.0, 1e-4, True)
 
 
 # Tasks. -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
 
@@ -118,3 +119,18 @@ def test_the_digest_tells_which_images_of_which_patients_are_trained_on(folder: 
     part = tmp_path / "part"
     write_cases(part, NAMES[:-1])
     assert private_dataset(study, part).digest != first
+
+
+def test_a_patient_more_moves_no_other_between_training_and_validation(tmp_path: Path) -> None:
+    study = private_study("epsilon: 8")
+    study = dataclasses.replace(study, evaluation=dataclasses.replace(study.evaluation, validation_fraction=0.3))
+    names = [f"p{number}" for number in range(14)]
+    sides: dict[str, bool] = {}
+    for count in (6, 9, 14):
+        folder = tmp_path / str(count)
+        write_cases(folder, names[:count])
+        dataset = private_dataset(study, folder)
+        for training, cases in ((True, dataset.training_cases), (False, dataset.validation_cases)):
+            for case in cases:
+                assert sides.setdefault(case.patient, training) == training
+    assert len(sides) == 14 and not all(sides.values())

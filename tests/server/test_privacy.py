@@ -423,9 +423,18 @@ def test_status_says_why_a_study_ended_early() -> None:
     assert found.cause.startswith("It ended early: the privacy budget is spent at beta. The model is published in p.")
 
 
-def test_a_journal_that_was_begun_anew_counts_at_least_the_saved_rounds() -> None:
-    """What repair adopts of a run whose journal was lost: states, and no draw."""
-    assert RunHistory(states={19: "a", 20: "b"}).sums == 20
+def test_a_journal_that_was_begun_anew_counts_at_least_the_saved_rounds(
+    noise: Callable[[], Noise], tmp_path: Path
+) -> None:
+    """What repair adopts of a run whose journal was lost: states, and no draw. The budget is for two rounds."""
+    journal = Journal(tmp_path / "journal.sqlite")
+    for number in (1, 2):
+        path = tmp_path / f"state-{number}"
+        path.write_bytes(bytes([number]))
+        journal.state(number, _stored(path))
+    assert noise().epsilon == pytest.approx(_epsilon(2))
+    with pytest.raises(BudgetSpentError):
+        noise().check(3)
     assert RunHistory(states={2: "b"}, noised=frozenset("xyz")).sums == 3
 
 

@@ -285,6 +285,7 @@ def test_the_readme_shows_the_measured_study() -> None:
     readme = (ROOT / "README.md").read_text()
     assert f"  last    {last_round({'last': last, 'rounds': rounds})}\n" in readme
     assert f"nuclei: training, round 4 of {rounds}\n" in readme
+    assert f"  best    round 3, validation Dice {float(last['validation_dice']):.3f}\n" in readme
 
 
 def test_what_a_site_says_cannot_steer_the_terminal() -> None:

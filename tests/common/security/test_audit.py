@@ -54,8 +54,9 @@ def test_a_log_says_who_did_what_when(tmp_path: Path) -> None:
     assert (found.heads, found.signed_up_to, found.torn) == (3, 6, 0)
     assert found.signed_by is not None and found.signed_by.name == "north"
     assert (tmp_path / LOG).stat().st_mode & 0o777 == 0o600
-    assert "whole, 8 entries, none changed, none missing" in found.text()
+    assert "whole, 8 entries, each as it was written" in found.text()
     assert "signed up to entry 6 by site 'north', 3 heads, under" in found.text()
+    assert "1 later, not signed" in found.text()
     assert "not checked against an authority" in check_log(tmp_path).text()
     assert json.dumps(found.report())
 
