@@ -206,7 +206,7 @@ def test_the_summary_is_one_page(work: Path, capsys: pytest.CaptureFixture[str])
         (2, "evaluate", 1, False),
     ]
     assert study["bytes"] == sum(one["bytes"] for one in study["sent"])
-    assert found["log"]["entries"] == 17
+    assert found["log"]["entries"] == 18
 
 
 def test_a_log_that_was_changed_gives_no_summary(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
