@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,24 @@ _MOST_PROCESS_BYTES = 64
 _MOST_WARNINGS = 10  # of another plan, a site: one that comes with ever new ones does not fill the log
 
 
+Calling = Callable[["FederationService", Any, Any], AsyncGenerator[Any, None]]
+
+
+def _disk_failure_said(method: Calling) -> Calling:
+    """A call whose audit log or journal cannot be written ends: the site hears why, and the coordinator ends too."""
+
+    @functools.wraps(method)
+    async def calling(self: FederationService, request: Any, context: Any) -> AsyncGenerator[Any, None]:
+        try:
+            async with contextlib.aclosing(method(self, request, context)) as messages:
+                async for message in messages:
+                    yield message
+        except RunFolderError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+    return calling
+
+
 class FederationService(rpc.FederationServicer):
     """One study's service. Every refusal has a gRPC status and a sentence that the site shows its operator."""
 
@@ -45,9 +64,10 @@ class FederationService(rpc.FederationServicer):
 
     # --- the calls -----------------------------------------------------------------------------------------------
 
+    @_disk_failure_said
     async def Attend(
         self, requests: AsyncIterator[pb.SiteMessage], context: Any
-    ) -> AsyncIterator[pb.CoordinatorMessage]:
+    ) -> AsyncGenerator[pb.CoordinatorMessage, None]:
         """Holds a site's control stream for as long as it lasts."""
         first = await first_of(requests, context)
         await self._check(first.envelope, context)
@@ -112,10 +132,13 @@ class FederationService(rpc.FederationServicer):
                     self._federation.progressed(site, _STAGES[progress.stage], progress.batch, progress.batches)
                 elif message.WhichOneof("body") == "failure" and self._is_current(message.failure.task):
                     self._federation.failed(site, message.failure.reason)
+        except RunFolderError:  # the coordinator ends with it
+            return
         finally:
             connection.outbox.put_nowait(None)
 
-    async def Download(self, request: pb.DownloadRequest, context: Any) -> AsyncIterator[pb.Chunk]:
+    @_disk_failure_said
+    async def Download(self, request: pb.DownloadRequest, context: Any) -> AsyncGenerator[pb.Chunk, None]:
         """Streams the broadcast of the round under way, from the byte on that the site asks for."""
         await self._check(request.envelope, context)
         site, call = request.envelope.site, self._federation.call
@@ -141,13 +164,17 @@ class FederationService(rpc.FederationServicer):
             yield pb.Chunk(data=rest)
             self._federation.touched(site)
 
-    async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.FetchMessage]:
+    @_disk_failure_said
+    async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncGenerator[pb.FetchMessage, None]:
         """Streams a published version."""
         async with contextlib.aclosing(self._published.fetch(request, context)) as messages:
             async for message in messages:
                 yield message
 
-    async def Upload(self, requests: AsyncIterator[pb.UploadMessage], context: Any) -> AsyncIterator[pb.UploadReply]:
+    @_disk_failure_said
+    async def Upload(
+        self, requests: AsyncIterator[pb.UploadMessage], context: Any
+    ) -> AsyncGenerator[pb.UploadReply, None]:
         """Takes an update; the receipt is sent when it is on disk, verified, and journaled."""
         first = await first_of(requests, context)
         header = first.header
@@ -173,9 +200,6 @@ class FederationService(rpc.FederationServicer):
             raise
         except NotYet:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator has only just started; come again")
-            raise
-        except RunFolderError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise
         finally:
             asking.cancel()

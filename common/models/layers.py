@@ -8,6 +8,7 @@ published model holds a plain convolution with constant weights.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -58,7 +59,7 @@ def convolution(
     `scale` is of the kernel it begins with: `LOGIT_SCALE` in a network's last layer.
     """
     shape = [size] * dimensions_of(images) + [images.shape[-1], filters]
-    kernel = weights.get(f"{name}/kernel", shape, _scaled(he_normal, scale))
+    kernel = weights.get(f"{name}/kernel", shape, functools.partial(he_normal, scale=scale))
     result = weights.operations.convolve(images, kernel)
     return tf.nn.bias_add(result, weights.get(f"{name}/bias", [filters], bias))
 
@@ -102,9 +103,8 @@ def normalized_convolution(
     """
     relative = deviation / RELU_GAIN
     shape = [size] * dimensions_of(images) + [images.shape[-1], filters]
-    kernel = weights.get(
-        f"{name}/kernel", shape, _scaled(he_normal, relative) if normalization == "none" else he_normal
-    )
+    scale = relative if normalization == "none" else 1.0
+    kernel = weights.get(f"{name}/kernel", shape, functools.partial(he_normal, scale=scale))
 
     def convolve(kernel: tf.Tensor) -> tf.Tensor:
         return weights.operations.convolve(images, kernel, stride=stride, dilation=dilation)
@@ -206,7 +206,7 @@ def double(
 ) -> tf.Tensor:
     """Twice the resolution: a transposed convolution of size and stride 2; `scale` as for `convolution`."""
     shape = [2] * dimensions_of(images) + [filters, images.shape[-1]]
-    kernel = weights.get(f"{name}/kernel", shape, _scaled(transposed_he_normal, scale))
+    kernel = weights.get(f"{name}/kernel", shape, functools.partial(transposed_he_normal, scale=scale))
     result = weights.operations.convolve_transposed(images, kernel)
     return tf.nn.bias_add(result, weights.get(f"{name}/bias", [filters], bias))
 
@@ -280,7 +280,3 @@ def batch_normalized(
     result, batch_mean, batch_variance = tf.cond(weights.frozen, by_statistics, by_batch)
     weights.measure(batch_mean, batch_variance)
     return result
-
-
-def _scaled(initializer: Initializer, factor: float) -> Initializer:
-    return lambda shape, seed: initializer(shape, seed) * factor

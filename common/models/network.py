@@ -228,20 +228,27 @@ def constant(value: float) -> Initializer:
     return initializer
 
 
-def he_normal(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
-    """Normal with variance 2 / fan-in (He et al. 2015, doi:10.1109/ICCV.2015.123); the last axis is the output."""
-    fan_in = math.prod(shape[:-1])
-    return tf.random.stateless_normal(shape, seed) * math.sqrt(2.0 / fan_in)
+def he_normal(shape: tuple[int, ...], seed: tf.Tensor, *, scale: float = 1.0) -> tf.Tensor:
+    """Normal with variance 2 / fan-in (He et al. 2015, doi:10.1109/ICCV.2015.123); the last axis is the output.
+
+    `scale` is a factor of its standard deviation.
+    """
+    return _normal(shape, seed, math.prod(shape[:-1]), scale)
 
 
 def depthwise_he_normal(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
     """`he_normal` for a depthwise convolution by a kernel (y, x, channel, 1): each output sees one channel."""
-    return tf.random.stateless_normal(shape, seed) * math.sqrt(2.0 / math.prod(shape[:-2]))
+    return _normal(shape, seed, math.prod(shape[:-2]), 1.0)
 
 
-def transposed_he_normal(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
+def transposed_he_normal(shape: tuple[int, ...], seed: tf.Tensor, *, scale: float = 1.0) -> tf.Tensor:
     """`he_normal` for a transposed convolution whose stride equals its kernel: each output sees `in` values.
 
     Kernels of transposed convolutions are (spatial..., out, in).
     """
-    return tf.random.stateless_normal(shape, seed) * math.sqrt(2.0 / shape[-1])
+    return _normal(shape, seed, shape[-1], scale)
+
+
+def _normal(shape: tuple[int, ...], seed: tf.Tensor, fan_in: int, scale: float) -> tf.Tensor:
+    # One multiplication: TensorFlow's optimizer joins two by constants into one, which rounds to other values.
+    return tf.random.stateless_normal(shape, seed) * (math.sqrt(2.0 / fan_in) * scale)

@@ -43,6 +43,13 @@ def test_initial_weights_follow_from_the_seed_alone(plan: StudyPlan) -> None:
     assert not np.array_equal(first[0], other[0])
 
 
+def test_the_compiled_initialization_gives_the_network_s_own_initial_weights_to_the_bit(plan: StudyPlan) -> None:
+    network = build_network(plan.study)
+    found = to_numpy(plan.train.initialize())
+    for spec, weight in zip(network.specs, network.initial_weights(plan.study.seed), strict=True):
+        assert any(np.array_equal(weight.numpy(), leaf) for leaf in found), spec.name
+
+
 def test_training_and_evaluation_broadcast_the_same_weights_so_that_sites_fetch_them_once(plan: StudyPlan) -> None:
     assert plan.evaluate is not None
     large = [spec for spec in plan.train.broadcast if spec.shape]
