@@ -19,7 +19,7 @@ help:
 	@echo "make check      ruff and mypy"
 	@echo "make format     ruff's formatter and its safe fixes"
 	@echo "make lock       renew requirements.lock (uv)"
-	@echo "make stubs      regenerate the gRPC stubs from common/wire/federation.proto"
+	@echo "make stubs      regenerate the gRPC stubs from common/wire/*.proto"
 
 setup: $(READY)
 
@@ -54,7 +54,7 @@ lock:
 
 stubs: $(READY)
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. \
-	    common/wire/federation.proto
+	    common/wire/federation.proto common/wire/enrolment.proto
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

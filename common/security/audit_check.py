@@ -143,7 +143,7 @@ def check_log(folder: Path, authority: Authority | None = None) -> CheckedLog:
 
 def _check_actors(found: list[Entry], signed_by: SignedBy, path: Path) -> None:
     """Who signed the heads is who did what the entries say: nobody signs a log in another's name."""
-    owner = "coordinator" if signed_by.role == "coordinator" else f"site {signed_by.name}"
+    owner = "coordinator" if signed_by.role == "coordinator" else f"{signed_by.role} {signed_by.name}"
     for entry in found:
         if entry.actor != owner:
             raise IdentityError(

@@ -3,7 +3,8 @@
 A study has its own certificate authority, which signs one certificate for the coordinator and one for each site. Keys
 are P-256 (gRPC's TLS does not take Ed25519 certificates). A certificate says who its owner is three times: in the
 common name (for people), in the organizational unit (the role), and in a URI that also binds it to the study
-(``wardround://<study>/site/<name>`` or ``wardround://<study>/coordinator``). Extended key usage keeps the roles apart
+(``wardround://<study>/site/<name>`` or ``wardround://<study>/coordinator``; likewise ``investigator/<name>`` and
+``observer/<name>``). Extended key usage keeps the roles apart
 in TLS itself: a site's certificate cannot pass for the coordinator's, nor the coordinator's for a site's.
 
 An identity folder (mode 0700) holds ``ca.crt``, ``identity.crt`` and ``identity.key`` (mode 0600), and a second pair,
@@ -42,6 +43,7 @@ from common.security.pem_files import (
     write_pem,
 )
 from common.security.profile import (
+    MEMBERS,
     NAME,
     TLS_CLIENT,
     TLS_SERVER,
@@ -112,7 +114,7 @@ def issue(folder: Path, authority: Path, name: str, role: Role, hosts: Sequence[
     name
         The common name: up to 63 letters, digits, ``.``, ``_`` and ``-``, the first a letter or digit.
     role
-        ``"coordinator"`` (a TLS server) or ``"site"`` (a TLS client).
+        ``"coordinator"`` (a TLS server) or one of `MEMBERS` (TLS clients).
     hosts
         DNS names and IP addresses at which sites reach the coordinator; needed for it, not allowed for a site.
 
@@ -122,8 +124,8 @@ def issue(folder: Path, authority: Path, name: str, role: Role, hosts: Sequence[
         A name, role or host is not as above; `folder` already holds an identity; the authority is missing, unreadable,
         expired or open to others; a file cannot be written.
     """
-    if role not in ("coordinator", "site"):
-        raise IdentityError(f"identity {name!r}: expected the role coordinator or site, found {role!r}")
+    if role != "coordinator" and role not in MEMBERS:
+        raise IdentityError(f"identity {name!r}: expected the role coordinator or one of {MEMBERS}, found {role!r}")
     if not NAME.fullmatch(name):
         raise IdentityError(
             f"identity {name!r}: expected up to 63 letters, digits, '.', '_' and '-', beginning with a letter or "
@@ -131,7 +133,7 @@ def issue(folder: Path, authority: Path, name: str, role: Role, hosts: Sequence[
         )
     if (role == "coordinator") != bool(hosts):
         raise IdentityError(
-            f"identity {name!r}: expected host names for a coordinator, and none for a site; found role {role} with "
+            f"identity {name!r}: expected host names for a coordinator, and none for others; found role {role} with "
             f"{len(hosts)} host names"
         )
     if (folder / CERTIFICATE).exists():

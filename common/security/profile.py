@@ -9,7 +9,7 @@ import datetime
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 from urllib.parse import quote
 
 from cryptography import x509
@@ -20,10 +20,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import IdentityError
 
-Role = Literal["coordinator", "site"]
+Role = Literal["coordinator", "site", "investigator", "observer"]
+"""What a certificate's owner may do: a site trains; an investigator starts, stops, publishes and fetches; an observer
+reads metrics."""
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
+MEMBERS: Final[tuple[Role, ...]] = ("site", "investigator", "observer")
+"""The roles of those who dial the coordinator; each is invited by name."""
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """Names of coordinators and sites; also a folder's name, and part of a URI."""
 TLS_SERVER: Final = ExtendedKeyUsageOID.SERVER_AUTH
@@ -40,6 +44,7 @@ _UNREADABLE: Final = (
 """What an extension is read with of a certificate that anybody may have made up."""
 
 _VALIDITY: Final = datetime.timedelta(days=2 * 365)
+_AUTHORITY_VALIDITY: Final = datetime.timedelta(days=10 * 365)  # what it vouches for is renewed meanwhile
 _CLOCK_DIFFERENCE: Final = datetime.timedelta(days=1)  # hospitals' clocks differ
 
 
@@ -47,7 +52,7 @@ def authority_certificate(study: str, key: ec.EllipticCurvePrivateKey) -> x509.C
     """The certificate of a study's authority, signed by its own key."""
     subject = subject_of("authority", study)
     return (
-        _builder(subject, subject, key.public_key(), key.public_key())
+        _builder(subject, subject, key.public_key(), key.public_key(), validity=_AUTHORITY_VALIDITY)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(authority=True), critical=True)
         .sign(key, hashes.SHA256())
@@ -128,8 +133,22 @@ def subject_of(role: str, name: str) -> x509.Name:
 
 def uri_of(study: str, role: Role, name: str) -> str:
     """The URI that binds a name and role to a study."""
-    owner = "coordinator" if role == "coordinator" else f"site/{quote(name, safe='')}"
+    owner = "coordinator" if role == "coordinator" else f"{role}/{quote(name, safe='')}"
     return f"wardround://{quote(study, safe='')}/{owner}"
+
+
+def role_of(word: str) -> Role | None:
+    """The role of this name; None where there is none."""
+    return next((role for role in get_args(Role) if role == word), None)
+
+
+def serial_of(certificate: x509.Certificate) -> str:
+    """The serial number, in hexadecimal digits, as `openssl x509 -serial` has it but in small letters."""
+    return f"{certificate.serial_number:x}"
+
+
+def _or(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def host_name(host: str) -> x509.GeneralName:
@@ -149,9 +168,10 @@ def _builder(
     key: PublicKey,
     issuer_key: ec.EllipticCurvePublicKey,
     latest: datetime.datetime | None = None,
+    validity: datetime.timedelta = _VALIDITY,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    end = now + _VALIDITY
+    end = now + validity
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -195,13 +215,12 @@ def owner_of(certificate: x509.Certificate) -> tuple[Role, str]:
     """Role and name of the certificate's owner. Raises IdentityError where Wardround would not have issued it."""
     name = _attribute(certificate, NameOID.COMMON_NAME)
     unit = _attribute(certificate, NameOID.ORGANIZATIONAL_UNIT_NAME)
-    role: Role
-    if unit == "site":
-        role = "site"
-    elif unit == "coordinator":
-        role = "coordinator"
-    else:
-        raise IdentityError(f"certificate of {name!r}: expected the role coordinator or site, found {unit!r}")
+    role = role_of(unit)
+    if role is None:
+        raise IdentityError(
+            f"certificate of {name!r}: expected the role coordinator, {_or(MEMBERS)}, found {unit!r}; use one that "
+            "Wardround issued"
+        )
     if not NAME.fullmatch(name):
         raise IdentityError(f"certificate of {name!r}: expected a name of letters, digits, '.', '_' and '-' only")
     ending = uri_of("", role, name).removeprefix("wardround://")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -55,6 +55,20 @@ _ADD_KEYS: Final = (
     "it was made before identities had them: run `wardround certificates` again where the study's authority lies, "
     "which adds them"
 )
+
+
+class Refusal(Protocol):
+    """Why a certificate is not good any more (`common.security.revocation.Revoked`)."""
+
+    def sentence(self) -> str:
+        """The reason, in words for people."""
+
+
+class RevokedSigners(Protocol):
+    """Who was shut out (`common.security.revocation.RevocationList`)."""
+
+    def refuses(self, certificate: x509.Certificate) -> Refusal | None:
+        """Why this certificate counts for nothing any more; None where it does."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,7 @@ def check_signer(
     role: Role | None = None,
     name: str | None = None,
     at: datetime.datetime | None = None,
+    revoked: RevokedSigners | None = None,
 ) -> SignedBy:
     """Whether a certificate makes its owner a signer: issued by the authority, in its dates, of this role and name.
 
@@ -190,6 +205,8 @@ def check_signer(
             f"{where}: signed by {found_role} {found_name!r}, expected {wanted}; do not use it, and tell whoever runs "
             "the study"
         )
+    if revoked is not None and (entry := revoked.refuses(certificate)):
+        raise IdentityError(f"{where}: do not use what was signed: {entry.sentence()}")
     return SignedBy(found_role, found_name, fingerprint(certificate), study)
 
 
@@ -204,6 +221,7 @@ def verify(
     name: str | None = None,
     where: str = "signature",
     at: datetime.datetime | None = None,
+    revoked: RevokedSigners | None = None,
 ) -> SignedBy:
     """Whose signature this is, if it is good in every respect.
 
@@ -216,13 +234,14 @@ def verify(
     role, name : that the signer must have; None: any.
     where : what is signed, the beginning of every error.
     at : when the signature was given, where that is known; the certificates must have held then. None: they must now.
+    revoked : who was shut out, where that is known; what they signed counts for nothing, whenever they say they did.
 
     Raises
     ------
-    IdentityError : the certificate was not issued by the authority, is expired or none to sign with, is of another role
-        or name; or the signature is not that of this message for this purpose.
+    IdentityError : the certificate was not issued by the authority, is expired, revoked or none to sign with, is of
+        another role or name; or the signature is not that of this message for this purpose.
     """
-    found = check_signer(certificate_pem, authority_pem, where=where, role=role, name=name, at=at)
+    found = check_signer(certificate_pem, authority_pem, where=where, role=role, name=name, at=at, revoked=revoked)
     try:
         key = _certificate(certificate_pem, where).public_key()
         if not isinstance(key, ed25519.Ed25519PublicKey):

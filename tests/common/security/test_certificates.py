@@ -140,7 +140,12 @@ def test_unusable_identities_say_what_is_wrong(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("difference", "message"), [(3 * 365, r"ca\.crt: expired on .*; get a new identity"), (-10, "set the clock")]
+    ("difference", "message"),
+    [
+        (3 * 365, r"identity\.crt: expired on .*; get a new identity"),
+        (11 * 365, r"ca\.crt: expired on .*; get a new identity"),
+        (-10, "set the clock"),
+    ],
 )
 def test_identity_outside_its_dates_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, difference: int, message: str
@@ -205,7 +210,9 @@ def test_peer_without_readable_certificate_has_no_name(pem: bytes) -> None:
 
 
 def test_authority_itself_is_no_peer(folder: Path) -> None:
-    with pytest.raises(IdentityError, match="expected the role coordinator or site, found 'authority'"):
+    with pytest.raises(
+        IdentityError, match="expected the role coordinator, site, investigator or observer, found 'authority'"
+    ):
         peer_name((folder / "authority" / "ca.crt").read_bytes())
 
 
