@@ -20,6 +20,7 @@ from client.approval_cli import add_approval_commands
 from client.audit_cli import add_audit_commands
 from client.command_line import CommandParser
 from client.data_cli import add_data_commands
+from client.identity_cli import add_identity_commands
 from client.model_cli import add_model_commands
 from client.places import Place, add_policy_option, command_text, default_work, places, policy_path
 from client.predict_cli import add_predict_command
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     start.set_defaults(handler=_start)
 
+    add_identity_commands(commands)
     add_approval_commands(commands)
     add_data_commands(commands)
     add_model_commands(commands)

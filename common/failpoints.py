@@ -75,7 +75,17 @@ SITE: Mapping[str, str] = {
     "site.receipt": "the receipt is here; the site's own copy is still on disk",
     "site.released": "the site's own copy of the update is removed",
 }
-NAMES: Mapping[str, str] = {**COORDINATOR, **SITE}
+IDENTITY: Mapping[str, str] = {
+    "enrolment.before": "certificates are made, the invitation is not marked as used on the disk",
+    "enrolment.used": "the invitation is marked as used on the disk; nobody has the certificates",
+    "enrolled.keys": "the site's keys are on its disk; nothing is sent",
+    "enrolled.answer": "the certificates are at the site, on no disk of it",
+    "enrolled.half": "the certificates are on the site's disk, save the one by which it is an identity",
+    "rotation.answer": "the new certificates are on the site's disk, not tried",
+    "rotation.confirmed": "the new identity works; the site still has the old one",
+    "rotation.half": "some of the new identity's files are in place",
+}
+NAMES: Mapping[str, str] = {**COORDINATOR, **SITE, **IDENTITY}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from common.errors import DataError, RunFolderError, TrainingError, UsageError
 from common.study import HOLDOUT, load_study
 from common.version import VERSION
 from server.audit_command import add_audit_command
+from server.identity_command import add_identity_commands
 from server.run_folder import RunFolder, plainly
 from server.verify_command import add_verify_command
 
@@ -89,7 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     coordinator.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
-    certificates = command("certificates", _certificates, "make the certificates of a study's coordinator and sites")
+    add_identity_commands(commands)
+
+    certificates = command(
+        "certificates",
+        _certificates,
+        "make the certificates of a study's coordinator and sites, with the sites' private keys, for trials",
+    )
     certificates.add_argument("study", type=Path, metavar="STUDY", help="study file")
     certificates.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make them in")
     certificates.add_argument(

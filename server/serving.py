@@ -45,15 +45,21 @@ def bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
     """
     logging.getLogger("grpc._cython.cygrpc").addFilter(_unreadable)
     server = grpc.aio.server(options=SERVER_OPTIONS)
+    return server, open_port(server, address, server_credentials(identity))
+
+
+def open_port(
+    server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials, option: str = "--listen"
+) -> int:
+    """Has the server hold an address; returns its port. Raises NetworkError, which names the option to change."""
     try:
-        port = server.add_secure_port(str(address), server_credentials(identity))
+        return int(server.add_secure_port(str(address), credentials))
     except RuntimeError as error:
         raise NetworkError(
-            f"{address}: cannot listen there; the port may be in use. Choose another with --listen, or stop "
+            f"{address}: cannot listen there; the port may be in use. Choose another with {option}, or stop "
             "the program "
             f"that holds it (`ss -ltnp 'sport = :{address.port}'` names it)"
         ) from error
-    return server, port
 
 
 class _Unreadable(logging.Filter):

@@ -55,6 +55,7 @@ from common.security.profile import (
     owner_of,
     study_of,
 )
+from common.security.rotation import complete_rotation
 from common.security.signing import SIGNING_CERTIFICATE, add_signing_key
 
 CERTIFICATE: Final = "identity.crt"
@@ -159,6 +160,7 @@ def load_identity(folder: Path) -> Identity:
         A file is missing or unreadable; the key can be read by other users; the key does not fit the certificate; the
         certificate is expired, not yet valid, or not signed by ``ca.crt``; it does not say who its owner is.
     """
+    complete_rotation(folder)
     authority_pem, authority = read_certificate(folder / AUTHORITY_CERTIFICATE)
     certificate_pem, certificate = read_certificate(folder / CERTIFICATE)
     key_pem, key = read_key(folder / KEY)

@@ -115,6 +115,15 @@ def uris_of(certificate: x509.Certificate) -> list[str]:
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
+def hosts_of(certificate: x509.Certificate) -> list[str]:
+    """The DNS names and IP addresses of a server's certificate; nothing where it has none that can be read."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except _UNREADABLE:
+        return []
+    return [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
+
+
 def fingerprint(certificate: x509.Certificate) -> str:
     """The SHA-256 of the certificate (DER), in hexadecimal digits, as `openssl x509 -fingerprint -sha256` has it."""
     return certificate.fingerprint(hashes.SHA256()).hex()

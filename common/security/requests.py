@@ -103,10 +103,11 @@ class Certified:
     tls: bytes
     signing: bytes
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, before_last: Callable[[], None] = lambda: None) -> None:
         """Beside the keys; `identity.crt`, by which an identity is there at all, last. Raises as `Keys.write`."""
         write_pem(folder / AUTHORITY_CERTIFICATE, self.authority, 0o644)
         write_pem(folder / SIGNING_CERTIFICATE, self.signing, 0o644)
+        before_last()
         write_pem(folder / CERTIFICATE, self.tls, 0o644)
 
 

@@ -45,6 +45,7 @@ from common.security.profile import (
     uris_of,
     usages_of,
 )
+from common.security.rotation import complete_rotation
 
 SIGNING_CERTIFICATE: Final = "signing.crt"
 SIGNING_KEY: Final = "signing.key"
@@ -139,6 +140,7 @@ def load_signer(folder: Path) -> Signer:
     """
     if not can_sign(folder):
         raise IdentityError(f"{folder}: the identity has no {SIGNING_KEY} and {SIGNING_CERTIFICATE}; {_ADD_KEYS}")
+    complete_rotation(folder)
     authority_pem, _ = read_certificate(folder / AUTHORITY_CERTIFICATE)
     pem, certificate = read_certificate(folder / SIGNING_CERTIFICATE)
     key = read_signing_key(folder / SIGNING_KEY)

@@ -18,6 +18,7 @@ import grpc
 from common import TLS12_SUITES, TLS12_SUITES_VARIABLE
 from common.errors import IdentityError, NetworkError, WardroundError
 from common.security.certificates import Identity
+from common.security.profile import MEMBERS, Role
 from common.wire.tensors import MAX_MESSAGE_BYTES
 
 _COMMON_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -99,9 +100,25 @@ def server_credentials(identity: Identity) -> grpc.ServerCredentials:
     IdentityError
         The identity is a site's, or TLS 1.2 could not be turned off in this process.
     """
+    _require_server(identity)
+    return grpc.ssl_server_credentials(
+        [(identity.key, identity.certificate)], root_certificates=identity.authority, require_client_auth=True
+    )
+
+
+def enrolment_server_credentials(identity: Identity) -> grpc.ServerCredentials:
+    """Credentials of a server for those who have no certificate yet: it proves who it is, they need not.
+
+    Raises as `server_credentials`.
+    """
+    _require_server(identity)
+    return grpc.ssl_server_credentials([(identity.key, identity.certificate)])
+
+
+def _require_server(identity: Identity) -> None:
     if identity.role != "coordinator":
         raise IdentityError(
-            f"identity {identity.name!r}: expected the coordinator's, found a {identity.role}'s; give the folder of "
+            f"identity {identity.name!r}: expected the coordinator's, found {_a(identity.role)}'s; give the folder of "
             "the coordinator's identity"
         )
     if os.environ.get(TLS12_SUITES_VARIABLE) != TLS12_SUITES:
@@ -109,17 +126,19 @@ def server_credentials(identity: Identity) -> grpc.ServerCredentials:
             f"{TLS12_SUITES_VARIABLE}: expected {TLS12_SUITES}, found {os.environ.get(TLS12_SUITES_VARIABLE)}: this "
             "process would accept TLS 1.2; unset the variable where the command is started"
         )
-    return grpc.ssl_server_credentials(
-        [(identity.key, identity.certificate)], root_certificates=identity.authority, require_client_auth=True
-    )
+
+
+def _a(role: Role) -> str:
+    return f"an {role}" if role[0] in "io" else f"a {role}"
 
 
 def channel_credentials(identity: Identity) -> grpc.ChannelCredentials:
-    """Credentials of a site's channel: it proves who it is, and speaks only to a coordinator of its study's authority.
+    """Credentials of a member's channel: it proves who it is, and speaks only to a coordinator of its authority.
 
-    Raises IdentityError where the identity is not a site's: the coordinator would refuse it in the handshake.
+    Raises IdentityError where the identity is the coordinator's own, which would be refused in the handshake. What the
+    other roles may do, the coordinator says at each call.
     """
-    if identity.role != "site":
+    if identity.role not in MEMBERS:
         raise IdentityError(
             f"identity {identity.name!r}: expected a site's, found a {identity.role}'s; give the folder of the site's "
             "identity"

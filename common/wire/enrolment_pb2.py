@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ommon/wire/enrolment.proto\x12\x16wardround.enrolment.v1\"\x12\n\x10\x41uthorityRequest\"#\n\x0e\x41uthorityReply\x12\x11\n\tauthority\x18\x01 \x01(\x0c\"o\n\x0c\x45nrolRequest\x12\r\n\x05study\x18\x01 \x01(\t\x12\x12\n\ninvitation\x18\x02 \x01(\x0c\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\x12\x13\n\x0btls_request\x18\x04 \x01(\x0c\x12\x17\n\x0fsigning_request\x18\x05 \x01(\x0c\"Q\n\x0c\x43\x65rtificates\x12\x11\n\tauthority\x18\x01 \x01(\x0c\x12\x0b\n\x03tls\x18\x02 \x01(\x0c\x12\x0f\n\x07signing\x18\x03 \x01(\x0c\x12\x10\n\x08renewals\x18\x04 \x01(\t\"<\n\x0cRenewRequest\x12\x13\n\x0btls_request\x18\x01 \x01(\x0c\x12\x17\n\x0fsigning_request\x18\x02 \x01(\x0c\"\x10\n\x0e\x43onfirmRequest\"!\n\x0c\x43onfirmReply\x12\x11\n\tnot_after\x18\x01 \x01(\t2\xbf\x01\n\tEnrolment\x12]\n\tAuthority\x12(.wardround.enrolment.v1.AuthorityRequest\x1a&.wardround.enrolment.v1.AuthorityReply\x12S\n\x05\x45nrol\x12$.wardround.enrolment.v1.EnrolRequest\x1a$.wardround.enrolment.v1.Certificates2\xb7\x01\n\x07Renewal\x12S\n\x05Renew\x12$.wardround.enrolment.v1.RenewRequest\x1a$.wardround.enrolment.v1.Certificates\x12W\n\x07\x43onfirm\x12&.wardround.enrolment.v1.ConfirmRequest\x1a$.wardround.enrolment.v1.ConfirmReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ommon/wire/enrolment.proto\x12\x16wardround.enrolment.v1\"\x12\n\x10\x41uthorityRequest\"#\n\x0e\x41uthorityReply\x12\x11\n\tauthority\x18\x01 \x01(\x0c\"o\n\x0c\x45nrolRequest\x12\r\n\x05study\x18\x01 \x01(\t\x12\x12\n\ninvitation\x18\x02 \x01(\x0c\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\x12\x13\n\x0btls_request\x18\x04 \x01(\x0c\x12\x17\n\x0fsigning_request\x18\x05 \x01(\x0c\"V\n\x0c\x43\x65rtificates\x12\x11\n\tauthority\x18\x01 \x01(\x0c\x12\x0b\n\x03tls\x18\x02 \x01(\x0c\x12\x0f\n\x07signing\x18\x03 \x01(\x0c\x12\x15\n\rrenewals_port\x18\x04 \x01(\r\"<\n\x0cRenewRequest\x12\x13\n\x0btls_request\x18\x01 \x01(\x0c\x12\x17\n\x0fsigning_request\x18\x02 \x01(\x0c\"\x10\n\x0e\x43onfirmRequest\"!\n\x0c\x43onfirmReply\x12\x11\n\tnot_after\x18\x01 \x01(\t2\xbf\x01\n\tEnrolment\x12]\n\tAuthority\x12(.wardround.enrolment.v1.AuthorityRequest\x1a&.wardround.enrolment.v1.AuthorityReply\x12S\n\x05\x45nrol\x12$.wardround.enrolment.v1.EnrolRequest\x1a$.wardround.enrolment.v1.Certificates2\xb7\x01\n\x07Renewal\x12S\n\x05Renew\x12$.wardround.enrolment.v1.RenewRequest\x1a$.wardround.enrolment.v1.Certificates\x12W\n\x07\x43onfirm\x12&.wardround.enrolment.v1.ConfirmRequest\x1a$.wardround.enrolment.v1.ConfirmReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -28,15 +28,15 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ENROLREQUEST']._serialized_start=112
   _globals['_ENROLREQUEST']._serialized_end=223
   _globals['_CERTIFICATES']._serialized_start=225
-  _globals['_CERTIFICATES']._serialized_end=306
-  _globals['_RENEWREQUEST']._serialized_start=308
-  _globals['_RENEWREQUEST']._serialized_end=368
-  _globals['_CONFIRMREQUEST']._serialized_start=370
-  _globals['_CONFIRMREQUEST']._serialized_end=386
-  _globals['_CONFIRMREPLY']._serialized_start=388
-  _globals['_CONFIRMREPLY']._serialized_end=421
-  _globals['_ENROLMENT']._serialized_start=424
-  _globals['_ENROLMENT']._serialized_end=615
-  _globals['_RENEWAL']._serialized_start=618
-  _globals['_RENEWAL']._serialized_end=801
+  _globals['_CERTIFICATES']._serialized_end=311
+  _globals['_RENEWREQUEST']._serialized_start=313
+  _globals['_RENEWREQUEST']._serialized_end=373
+  _globals['_CONFIRMREQUEST']._serialized_start=375
+  _globals['_CONFIRMREQUEST']._serialized_end=391
+  _globals['_CONFIRMREPLY']._serialized_start=393
+  _globals['_CONFIRMREPLY']._serialized_end=426
+  _globals['_ENROLMENT']._serialized_start=429
+  _globals['_ENROLMENT']._serialized_end=620
+  _globals['_RENEWAL']._serialized_start=623
+  _globals['_RENEWAL']._serialized_end=806
 # @@protoc_insertion_point(module_scope)

@@ -29,16 +29,16 @@ class EnrolRequest(_message.Message):
     def __init__(self, study: _Optional[str] = ..., invitation: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tls_request: _Optional[bytes] = ..., signing_request: _Optional[bytes] = ...) -> None: ...
 
 class Certificates(_message.Message):
-    __slots__ = ("authority", "tls", "signing", "renewals")
+    __slots__ = ("authority", "tls", "signing", "renewals_port")
     AUTHORITY_FIELD_NUMBER: _ClassVar[int]
     TLS_FIELD_NUMBER: _ClassVar[int]
     SIGNING_FIELD_NUMBER: _ClassVar[int]
-    RENEWALS_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_PORT_FIELD_NUMBER: _ClassVar[int]
     authority: bytes
     tls: bytes
     signing: bytes
-    renewals: str
-    def __init__(self, authority: _Optional[bytes] = ..., tls: _Optional[bytes] = ..., signing: _Optional[bytes] = ..., renewals: _Optional[str] = ...) -> None: ...
+    renewals_port: int
+    def __init__(self, authority: _Optional[bytes] = ..., tls: _Optional[bytes] = ..., signing: _Optional[bytes] = ..., renewals_port: _Optional[int] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
     __slots__ = ("tls_request", "signing_request")

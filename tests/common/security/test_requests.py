@@ -86,7 +86,7 @@ def test_a_request_must_be_signed_by_its_own_key() -> None:
         changed = part[:-1] + bytes([part[-1] ^ 1])
         pair = [good.tls, good.signing]
         pair[index] = changed
-        with pytest.raises(IdentityError, match="not signed by the key|cannot be read"):
+        with pytest.raises(IdentityError, match=r"not signed by the key|cannot be read"):
             check_requests(Requests(*pair), "nuclei", "site", "north")
 
 

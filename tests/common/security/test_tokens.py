@@ -42,7 +42,7 @@ def test_every_wrong_letter_is_noticed(token: Token, data: st.DataObject) -> Non
     letter = data.draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz234567"))
     changed = text[:place] + letter + text[place + 1 :]
     if changed != text:
-        with pytest.raises(UsageError, match="token: .*copy the whole token again"):
+        with pytest.raises(UsageError, match=r"token: .*copy the whole token again"):
             Token.parse(changed)
 
 
@@ -62,7 +62,7 @@ def test_lost_doubled_and_swapped_letters_are_noticed(token: Token, data: st.Dat
 @given(st.text(max_size=300))
 def test_any_text_is_a_token_or_a_clear_error(text: str) -> None:
     for each in (text, f"wr1{text}"):
-        with pytest.raises(UsageError, match="^token: "):
+        with pytest.raises(UsageError, match=r"^token: "):
             Token.parse(each)
 
 
