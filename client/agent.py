@@ -14,6 +14,7 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Agent:
     make_room : called where the disk is too full for a broadcast or an update, from several threads; see `MakeRoom`.
     audit : where this site records what it does.
     gate : says which tasks are worked on.
+    renewed : the identity as it is by now, asked before each dial; `wardround-site rotate` may have renewed it.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Agent:
         *,
         audit: Audit = NO_AUDIT,
         gate: Gate | None = None,
+        renewed: Callable[[], Identity] | None = None,
     ) -> None:
         run = _run_of(identity)
         self._envelope = pb.Envelope(study=study, plan_digest=worker.digest, site=site)
@@ -98,6 +101,7 @@ class Agent:
         self._worker = worker
         self._address = address
         self._identity = identity
+        self._renewed = renewed or (lambda: identity)
         self._report = report
         self._process = os.urandom(16)
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -205,7 +209,7 @@ class Agent:
             process=self._process,
         )
         with grpc.secure_channel(
-            str(self._address), channel_credentials(self._identity), options=CHANNEL_OPTIONS
+            str(self._address), channel_credentials(self._current_identity()), options=CHANNEL_OPTIONS
         ) as channel:
             self._channel = channel
             if self._stopping.is_set():  # `stop` may have closed the channel before this one
@@ -230,6 +234,14 @@ class Agent:
             finally:
                 self._tasks.attend(None, None)
                 control.close()
+
+    def _current_identity(self) -> Identity:
+        renewed = self._renewed()
+        if renewed != self._identity:
+            _log.info("%s: dials with its renewed certificate, until %s", self._site, f"{renewed.not_after:%Y-%m-%d}")
+            self._report({"certificate_expires": renewed.not_after.timestamp()})
+            self._identity = renewed
+        return renewed
 
     def _follow(self, control: Control) -> str | None:
         while True:

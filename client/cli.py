@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -122,6 +123,8 @@ def _start(options: argparse.Namespace) -> int:
             stack.enter_context(SiteStatus(work, study.name, site))
             for site, work in zip(options.site, works, strict=True)
         ]
+        for status, identity, folder in zip(statuses, identities, options.identity, strict=True):
+            status({"identity": str(folder), "certificate_expires": identity.not_after.timestamp()})
         for gate, site, folder, work in zip(gates, options.site, options.identity, works, strict=True):
             with _refusal_recorded(study, site, folder, work):
                 passed.append(gate.check())
@@ -167,9 +170,30 @@ def _start(options: argparse.Namespace) -> int:
             with _refusal_recorded(study, site, folder, work):
                 require_unchanged()
         agents = [
-            Agent(study.name, site, worker, address, identity, work, status, dataset.make_room, audit=audit, gate=gate)
-            for site, worker, identity, work, status, dataset, audit, gate in zip(
-                options.site, workers, identities, works, statuses, datasets, audits, gates, strict=True
+            Agent(
+                study.name,
+                site,
+                worker,
+                address,
+                identity,
+                work,
+                status,
+                dataset.make_room,
+                audit=audit,
+                gate=gate,
+                renewed=functools.partial(load_identity, folder),
+            )
+            for site, worker, identity, work, status, dataset, audit, gate, folder in zip(
+                options.site,
+                workers,
+                identities,
+                works,
+                statuses,
+                datasets,
+                audits,
+                gates,
+                options.identity,
+                strict=True,
             )
         ]
         return _run(agents, options.site, statuses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import shlex
 import threading
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from common.errors import (
     StudyError,
     WardroundError,
 )
+from common.security.expiry import expiry_words
 
 STOPPED = "stopped"
 FAILED = "failed"
@@ -159,6 +161,11 @@ def status_text(status: dict[str, Any]) -> str:
         lines.append(
             f"privacy: epsilon {privacy['epsilon']:.2f} of {privacy['budget']:g} spent in this study, at delta "
             f"{privacy['delta']:g}; it protects {privacy['protects']}"
+        )
+    if words := expiry_words(status.get("certificate_expires"), time.time()):
+        lines.append(
+            f"this site's certificate {words}; renew it with `wardround-site rotate --identity "
+            f"{shlex.quote(status.get('identity', 'DIR'))}`"
         )
     if status.get("notice"):
         lines.append(status["notice"])

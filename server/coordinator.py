@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import gc
 import hashlib
 import logging
@@ -22,12 +23,14 @@ from common.export.figures import json_ready
 from common.learning.runtime import configure_tensorflow, keep_little_memory, release_memory
 from common.security.audit import Audit, AuditLog
 from common.security.certificates import load_identity
+from common.security.revocation import Revoked
 from common.security.signing import Signer
 from common.study import Study
 from common.version import VERSION
 from common.wire.channel import parse_address
 from common.wire.partial import disk_hit
 from common.wire.tensors import Array
+from server.access import Access
 from server.journal import Journal, read_history
 from server.kept import check_kept, kept
 from server.replay import RunHistory
@@ -112,9 +115,14 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main.cancel)
     server = journal = audit = None
+    watching = contextlib.ExitStack()
     try:
         address = parse_address(setup.listen)
-        server, port = bind(address, load_identity(setup.identity))
+        identity = load_identity(setup.identity)
+        access = Access.of(setup.identity, identity.authority)
+        server, port = bind(address, identity, access)
+        status.set(certificate_expires=identity.not_after.timestamp())
+        status.access = access
         status.set(address=f"{address.host}:{port}")
         status.write()
         _log.info("listening on %s port %d", address.host, port)
@@ -123,6 +131,8 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         audit = AuditLog(run.path, COORDINATOR, signer)
         audit.record("coordinator-started", version=VERSION)
         journal.note("started", version=VERSION)
+        access.on_revoked = functools.partial(_shut_out, audit, journal, status)
+        watching.enter_context(access.watching())
         return await _coordinate(study, run, server, journal, status, setup, signer, audit)
     except asyncio.CancelledError:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -151,6 +161,7 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):  # nothing is left that could be stopped halfway
             loop.add_signal_handler(number, os._exit, STOPPED)
         writing.cancel()
+        watching.close()
         await _tell_sites(server, status, "it failed, and its operator has to act first")
         if journal is not None:
             journal.close()
@@ -158,6 +169,24 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
             audit.close()
         with contextlib.suppress(RunFolderError):  # the error that ends the run is the one to show
             status.write()
+
+
+def _shut_out(audit: Audit, journal: Journal, status: Any, entry: Revoked) -> None:
+    """Somebody was revoked: recorded, before the connections are cut, and not waited for in the round under way."""
+    member = f"{entry.role} {entry.name}"
+    _log.warning("%s was revoked%s", member, f" ({entry.reason})" if entry.reason else "")
+    if status.federation is not None:
+        status.federation.record("member-shut-out", member=member, reason=entry.reason)
+    else:
+        audit.record("member-shut-out", member=member, reason=entry.reason)
+    journal.note("member-shut-out", member=member, reason=entry.reason)
+    if status.federation is not None and entry.role == "site":
+        status.federation.give_task(entry.name)
+    status.changed()
+
+
+def _barred(access: Access, site: str) -> str:
+    return "its certificate was revoked" if access.revoked("site", site) is not None else ""
 
 
 def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -236,6 +265,8 @@ async def _coordinate(
     federation = Federation(
         plan, run.updates, journal, changed=status.changed, round_closed=ledger.record, audit=audit, noise=noise
     )
+    if status.access is not None:
+        federation.barred = functools.partial(_barred, status.access)
     status.federation = federation
     await answer(server, federation, run.published)
     status.set(state="waiting for sites")

@@ -62,6 +62,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
     spent : by site, the epsilon that it has said last that it has spent.
     history : what the journal said when the coordinator was started.
     rejected : why sites were sent away that came with another study or version; until they come with the right one.
+    barred : says why a site may not take part, or "": it is not waited for.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self.paused: Pause | None = None
         self._said = ""
         self.rejected: dict[str, str] = {}
+        self.barred: Callable[[str], str] = lambda site: ""
         self.history: RunHistory = journal.history()
         self.spent: dict[str, float] = self.history.spent
         self._noise = noise
@@ -351,6 +353,9 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
 
     def give_task(self, site: str) -> None:
         """Sends the round's task to the site if it is there and has not answered."""
+        if reason := self.barred(site):
+            self.failed(site, reason)
+            return
         connection, call = self.connections.get(site), self.call
         if connection is None or call is None or not call.round.wants(site) or call.round.answers[site].refused:
             return

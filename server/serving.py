@@ -20,6 +20,7 @@ from common.inference.published import MANIFEST, SIGNATURE
 from common.inference.version_files import listed_files
 from common.security.audit import NO_AUDIT, Audit, AuditLog
 from common.security.certificates import Identity, load_identity, peer_name
+from common.security.profile import Role
 from common.security.signing import signer_in
 from common.study import Study
 from common.version import VERSION
@@ -27,6 +28,7 @@ from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
 from common.wire.tensors import CHUNK_BYTES
+from server.access import Access
 from server.journal import read_history
 from server.replay import RunHistory
 from server.run_folder import COORDINATOR, RunFolder
@@ -36,15 +38,19 @@ _log = logging.getLogger("wardround.coordinator")
 _FIRST_SECONDS = 60.0
 
 
-def bind(address: Address, identity: Identity) -> tuple[grpc.aio.Server, int]:
+def bind(address: Address, identity: Identity, access: Access) -> tuple[grpc.aio.Server, int]:
     """A server that holds the address but does not answer yet; returns it and its port.
+
+    Parameters
+    ----------
+    access : looks at each call.
 
     Raises
     ------
     NetworkError : the port is in use or not allowed.
     """
     logging.getLogger("grpc._cython.cygrpc").addFilter(_unreadable)
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[access])
     return server, open_port(server, address, server_credentials(identity))
 
 
@@ -93,8 +99,11 @@ async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> in
     NetworkError, IdentityError : it cannot listen.
     """
     address = parse_address(listen)
-    server, port = bind(address, load_identity(identity))
+    loaded = load_identity(identity)
+    access = Access.of(identity, loaded.authority)
+    server, port = bind(address, loaded, access)
     audit = AuditLog(run.path, COORDINATOR, signer_in(identity))
+    access.on_revoked = lambda entry: audit.record("member-shut-out", member=f"{entry.role} {entry.name}")
     service = FinishedService(study, run.published, run.journal, audit)
     rpc.add_FederationServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     stopped = asyncio.Event()
@@ -104,28 +113,34 @@ async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> in
     await server.start()
     run.write_status({**run.read_status(), "address": f"{address.host}:{port}"})
     _log.info("serving what %s has published on %s port %d, until stopped", study.name, address.host, port)
-    await stopped.wait()
+    with access.watching():
+        await stopped.wait()
     await server.stop(grace=1.0)
     audit.sign_head()
     audit.close()
     return 0
 
 
-async def require_site(envelope: pb.Envelope, study: Study, context: Any) -> None:
-    """Ends the call unless the sender is the site it speaks for, and a member of the study."""
+async def require_site(envelope: pb.Envelope, study: Study, context: Any, roles: tuple[Role, ...] = ("site",)) -> None:
+    """Ends the call unless the sender is the site it speaks for, and a member of the study.
+
+    Parameters
+    ----------
+    roles : whose certificate may come; who is no site speaks for itself, and is in no cohort.
+    """
     certificates = context.auth_context().get("x509_pem_cert", [])
     try:
         role, name = peer_name(certificates[0]) if certificates else ("", "")
     except WardroundError as error:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         raise
-    if role != "site" or name != envelope.site:
+    if role not in roles or name != envelope.site:
         await context.abort(
             grpc.StatusCode.PERMISSION_DENIED,
-            f"the certificate is of {name or 'nobody'!r}, the message speaks for {envelope.site!r}; "
-            "start the site with its own identity",
+            f"the certificate is of {f'{role} {name!r}' if role else 'nobody'}, the message speaks for "
+            f"{envelope.site!r}; start the site with its own identity",
         )
-    if envelope.site not in study.cohort.sites:
+    if role == "site" and envelope.site not in study.cohort.sites:
         await context.abort(
             grpc.StatusCode.PERMISSION_DENIED, f"{envelope.site!r} is not in the cohort of study {study.name!r}"
         )
@@ -197,7 +212,7 @@ class Published:
         fetches trains nothing. Refusals: NOT_FOUND for another study or a version that does not exist,
         FAILED_PRECONDITION where nothing is published yet, DATA_LOSS where the version's files are not all there.
         """
-        await require_site(request.envelope, self._study, context)
+        await require_site(request.envelope, self._study, context, ("site", "investigator"))
         if request.envelope.study not in ("", self._study.name):
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.privacy.report import privacy_words
+from common.security.expiry import expiry_words
 from common.study import Study
 from server.run_folder import plainly
 
@@ -168,17 +169,26 @@ def _waiting(headline: str, status: Status) -> Description:
 
 def _absence(sites: Mapping[str, Mapping[str, Any]], absent: Sequence[str]) -> list[str]:
     """Why these sites are not there."""
-    refused = [site for site in absent if sites[site].get("refused_reason")]
-    away = [site for site in absent if site not in refused]
+    revoked, refused, away = _kinds_of_absence(sites, absent)
     causes = [f"{names(away)} {_are(away)} not connected"] if away else []
+    causes += [f"{names(revoked)} {'was' if len(revoked) == 1 else 'were'} revoked"] if revoked else []
     return causes + ([f"{names(refused)} came with another study or version (refused)"] if refused else [])
+
+
+def _kinds_of_absence(
+    sites: Mapping[str, Mapping[str, Any]], absent: Sequence[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Those that were revoked, those that were sent away, and the others."""
+    revoked = [site for site in absent if sites[site].get("revoked")]
+    refused = [site for site in absent if sites[site].get("refused_reason") and site not in revoked]
+    return revoked, refused, [site for site in absent if site not in (*revoked, *refused)]
 
 
 def _fetching(sites: Mapping[str, Mapping[str, Any]], absent: Sequence[str]) -> list[str]:
     """What to do to have these sites there."""
-    refused = [site for site in absent if sites[site].get("refused_reason")]
-    away = [site for site in absent if site not in refused]
-    todo = [f"start {names(refused)} with the coordinator's study file and version of Wardround"] if refused else []
+    revoked, refused, away = _kinds_of_absence(sites, absent)
+    todo = [f"to have {names(revoked)} in again, invite and enrol anew (`wardround invite`)"] if revoked else []
+    todo += [f"start {names(refused)} with the coordinator's study file and version of Wardround"] if refused else []
     return todo + ([f"run `wardround-site start` at {names(away)}"] if away else [])
 
 
@@ -186,7 +196,7 @@ def _in_progress(headline: str, status: Status, now: float) -> Description:
     everyone: Mapping[str, Mapping[str, Any]] = status.get("sites") or {}
     sites = {site: part for site, part in everyone.items() if part.get("asked", True)}
     done = [site for site, part in sites.items() if part.get("stage") == "done"]
-    failed = [site for site, part in sites.items() if part.get("stage") == "failed"]
+    failed = [site for site, part in sites.items() if part.get("stage") == "failed" and not part.get("revoked")]
     absent = [site for site, part in sites.items() if not part.get("connected") and site not in (*done, *failed)]
     working = sorted((s for s in sites if s not in (*done, *failed, *absent)), key=lambda site: _progress(sites[site]))
     if not failed and not absent and not working:
@@ -261,6 +271,8 @@ def _progress(part: Mapping[str, Any]) -> tuple[bool, int, float]:
 def stage(part: Mapping[str, Any]) -> str:
     """A site's stage with its batches, as in "training, batch 3 of 12, no progress for 75 s"."""
     name = str(part.get("stage") or "waiting")
+    if part.get("revoked") and name != "done":
+        return "revoked"
     if name == "waiting":
         return "connected" if part.get("connected") else "refused" if part.get("refused_reason") else "not connected"
     if name in ("training", "evaluation") and part.get("batches"):
@@ -362,6 +374,7 @@ def status_text(status: Status, *, now: float | None = None) -> str:
         ("cause", description.cause),
         ("next", description.next_step),
         ("notice", clean(str(status.get("notice") or ""))),
+        ("expires", expiring(status, time.time() if now is None else now)),
         ("privacy", _privacy(status)),
         ("last", last_round(status)),
         ("best", f"round {best['round']}, validation Dice {figure(best.get('validation_dice'))}" if best else ""),
@@ -369,6 +382,19 @@ def status_text(status: Status, *, now: float | None = None) -> str:
     ]
     indented = [f"  {label:<8}" + text.replace("\n", "\n" + " " * 10) for label, text in lines if text]
     return "\n".join([description.headline, *indented])
+
+
+def expiring(status: Status, now: float) -> str:
+    """Whose certificate ends soon, and what to do; "" where none does."""
+    if not _is_under_way(status):
+        return ""
+    lines = []
+    if words := expiry_words(status.get("certificate_expires"), now):
+        lines.append(f"the coordinator's certificate {words}: `wardround init STUDY --renew`, then start it again")
+    for site, part in (status.get("sites") or {}).items():
+        if not part.get("revoked") and (words := expiry_words(part.get("certificate_expires"), now)):
+            lines.append(f"the certificate of {site} {words}: there, `wardround-site rotate`")
+    return "\n".join(lines)
 
 
 def _privacy(status: Status) -> str:
@@ -409,6 +435,8 @@ def status_table(status: Status, *, now: float | None = None) -> RenderableType:
         rows.append(Text(description.next_step))
     if status.get("notice"):
         rows.append(Text(clean(str(status["notice"])), style="yellow"))
+    if soon := expiring(status, time.time() if now is None else now):
+        rows.append(Text(soon, style="yellow"))
     if last := last_round(status):
         rows.append(Text("last " + last))
     return Group(*rows)

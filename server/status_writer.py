@@ -14,6 +14,7 @@ from common.study import Study
 from server.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from server.access import Access
     from server.federation import Federation
 
 _log = logging.getLogger("wardround.coordinator")
@@ -31,6 +32,7 @@ class StatusWriter:
         self._started = time.time()
         self._failing = False
         self.federation: Federation | None = None
+        self.access: Access | None = None
         self.fields: dict[str, Any] = {
             "state": "starting",
             "address": None,
@@ -95,6 +97,10 @@ class StatusWriter:
                 "training_cases": connection.training_cases if connection is not None else 0,
                 "validation_cases": connection.validation_cases if connection is not None else 0,
             }
+            if self.access is not None:
+                revoked = self.access.revoked("site", name)
+                sites[name]["revoked"] = revoked is not None
+                sites[name]["certificate_expires"] = self.access.expiries.get(name)
             if federation is not None and name in federation.spent:
                 sites[name]["epsilon"] = federation.spent[name]
         fields = dict(self.fields)

@@ -30,7 +30,7 @@ import tensorflow_federated as tff
 from client.agent import Agent
 from client.fetch import fetch
 from common.errors import IdentityError, PlanMismatchError, RunFolderError
-from common.security.certificates import Identity, ensure_simulation_identities, load_identity
+from common.security.certificates import Identity, ensure_simulation_identities, issue, load_identity
 from common.study import parse_study
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
@@ -171,6 +171,10 @@ class Coordinator:
     def pause(self, reason: str) -> None:
         """As when the coordinator is stopped."""
         self._loop.call_soon_threadsafe(self.federation.pause, reason)
+
+    def touch(self, site: str) -> None:
+        """As when a site is revoked."""
+        self._loop.call_soon_threadsafe(self.federation.give_task, site)
 
     def finish(self) -> None:
         """The study is over."""
@@ -349,6 +353,9 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
     sites = [*SITES, "delta"]
     ensure_simulation_identities(folder, "digits", sites, ["127.0.0.1"])
     found = {site: load_identity(folder / "sites" / site) for site in sites}
+    for role in ("observer", "investigator"):
+        issue(folder / role, folder / "authority", "alpha", role)  # type: ignore[arg-type]
+        found[role] = load_identity(folder / role)
     return found | {"coordinator": load_identity(folder / "coordinator")}
 
 
@@ -519,6 +526,40 @@ def test_a_site_outside_the_cohort_is_refused(
     assert code is grpc.StatusCode.PERMISSION_DENIED
     assert "'delta' is not in the cohort" in words
     assert "delta" not in coordinator.federation.connections
+
+
+@pytest.mark.parametrize("call", _CALLS)
+@pytest.mark.parametrize("role", ["observer", "investigator"])
+def test_a_certificate_of_another_role_is_refused_whatever_its_name(
+    coordinator: Coordinator, identities: dict[str, Identity], call: str, role: str
+) -> None:
+    """Here without `server.access` before it: the service looks for itself."""
+    coordinator.open()
+    site = Site(coordinator, "alpha", identities[role])
+    code, words = refusal(lambda: _CALLS[call](site, site.envelope))
+    site.close()
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert f"the certificate is of {role} 'alpha'" in words
+    assert "alpha" not in coordinator.federation.connections
+
+
+def test_a_site_that_is_barred_is_not_waited_for(
+    coordinator: Coordinator, alpha: Site, beta: Site, gamma: Site
+) -> None:
+    round_ = coordinator.open()
+    stream = gamma.attend()
+    stream.next(), stream.next()
+    alpha.upload()
+    beta.upload()
+    assert not round_.done()
+    coordinator.federation.barred = lambda site: "its certificate was revoked" if site == "gamma" else ""
+    coordinator.touch("gamma")
+    assert round_.result(PATIENCE)["state"]["weights"][0] == 12
+    round_ = coordinator.open(2)  # nor in the next one
+    assert coordinator.stage("gamma") is Stage.FAILED
+    alpha.upload(number=2)
+    beta.upload(number=2)
+    assert round_.result(PATIENCE)["state"]["weights"][0] == 12
 
 
 @pytest.mark.parametrize("call", _CALLS)
