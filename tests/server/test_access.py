@@ -32,9 +32,11 @@ class Endless(rpc.FederationServicer):
     """Answers each call at once, and then holds it open."""
 
     def __init__(self) -> None:
+        self.begun: list[str] = []
         self.ended: list[str] = []
 
     async def _hold(self, name: str, message: Any) -> AsyncIterator[Any]:
+        self.begun.append(name)
         try:
             yield message
             await asyncio.sleep(3600)
@@ -231,6 +233,7 @@ def test_new_calls_of_who_was_revoked_are_refused_whatever_the_certificate(
     (served.folder / "site-north").rename(served.folder / "old")
     (served.folder / "twin").rename(served.folder / "site-north")
     assert "was revoked" in refusal(line("north").call("Attend"))[1]
+    assert served.service.begun == ["Attend"]  # that of before
     next(line("south").call("Attend"))
 
 
