@@ -29,7 +29,7 @@ from client.agent import Agent
 from client.gate import Gate
 from common.errors import DataError, IdentityError, NetworkError, PlanMismatchError, RunFolderError, WardroundError
 from common.security.audit import NO_AUDIT, Audit
-from common.security.certificates import Identity, ensure_simulation_identities, load_identity
+from common.security.certificates import Identity, ensure_simulation_identities, issue, load_identity
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.channel import SERVER_OPTIONS, Address, server_credentials
@@ -223,12 +223,15 @@ class Running:
         site: str = "alpha",
         audit: Audit = NO_AUDIT,
         gate: Gate | None = None,
+        renewed: Callable[[], Identity] | None = None,
     ) -> None:
         self.reports: list[dict[str, Any]] = []
         self._temporary = tempfile.TemporaryDirectory() if folder is None else None
         self.folder = folder or Path(self._temporary.name if self._temporary else "")
         report = self.reports.append
-        self.agent = Agent("digits", site, worker, address, identity, self.folder, report, audit=audit, gate=gate)
+        self.agent = Agent(
+            "digits", site, worker, address, identity, self.folder, report, audit=audit, gate=gate, renewed=renewed
+        )
         self.end: Future[str] = Future()
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -254,7 +257,12 @@ class Running:
 def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
     folder = tmp_path_factory.mktemp("identities")
     ensure_simulation_identities(folder, "digits", ["alpha"], ["127.0.0.1"])
-    return {"alpha": load_identity(folder / "sites" / "alpha"), "coordinator": load_identity(folder / "coordinator")}
+    issue(folder / "renewed", folder / "authority", "alpha", "site")
+    return {
+        "alpha": load_identity(folder / "sites" / "alpha"),
+        "renewed": load_identity(folder / "renewed"),
+        "coordinator": load_identity(folder / "coordinator"),
+    }
 
 
 @pytest.fixture
@@ -286,6 +294,34 @@ def site(coordinator: Coordinator, identities: dict[str, Identity], worker: Work
     yield running
     running.agent.stop()
     running.end.exception(PATIENCE)
+
+
+# Its identity. ------------------------------------------------------------------------------------------------------
+
+
+def test_a_renewed_certificate_is_taken_when_the_site_dials_next(
+    start: Callable[..., Coordinator], identities: dict[str, Identity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled: list[Identity] = []
+    current = [identities["alpha"]]
+    credentials = agent.channel_credentials
+
+    def noted(identity: Identity) -> Any:
+        dialled.append(identity)
+        return credentials(identity)
+
+    monkeypatch.setattr(agent, "channel_credentials", noted)
+    first = start()
+    site = Running(first.address, current[0], Worker(), renewed=lambda: current[0])
+    eventually(lambda: site.state() == "connected")
+    current[0] = identities["renewed"]
+    assert dialled == [identities["alpha"]]  # it goes on over its line
+    first.stop()
+    start(first.address.port)
+    eventually(lambda: site.state() == "connected" and len(dialled) > 1)
+    site.stop()
+    assert set(dialled[1:]) == {identities["renewed"]}
+    assert site.said("certificate_expires") == identities["renewed"].not_after.timestamp()
 
 
 # Its tasks. ---------------------------------------------------------------------------------------------------------
