@@ -119,7 +119,7 @@ class Tasks:
         DataError, RunFolderError : the site cannot go on; the coordinator was told so.
         grpc.RpcError : the line broke.
         """
-        disk_hit("site.task", Path())
+        disk_hit("site.task", self._broadcasts.folder)
         key = TaskKey.of(KINDS[task.name.kind], task)
         self._task = task
         if self._job is not None and self._job.key == key and not self._job.cancelled:

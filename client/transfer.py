@@ -46,7 +46,7 @@ class BroadcastStore:
     """
 
     def __init__(self, folder: Path, make_room: MakeRoom = no_room) -> None:
-        self._folder = folder
+        self.folder = folder
         self._make_room = make_room
         self._digest = b""
         self._tensors: list[Array] = []
@@ -97,7 +97,7 @@ class BroadcastStore:
         path = self._path(task.broadcast)
         partial = path.with_suffix(PARTIAL_SUFFIX)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(path, error) from error
         self._remove_all_but(partial)
@@ -122,14 +122,14 @@ class BroadcastStore:
 
     def _remove_all_but(self, *kept: Path) -> None:
         try:
-            for path in self._folder.iterdir() if self._folder.exists() else ():
+            for path in self.folder.iterdir() if self.folder.exists() else ():
                 if path not in kept:
                     path.unlink(missing_ok=True)
         except OSError as error:
-            raise cannot_write(self._folder, error) from error
+            raise cannot_write(self.folder, error) from error
 
     def _path(self, blob: pb.Blob) -> Path:
-        return self._folder / f"{blob.sha256.hex()}.tensors"
+        return self.folder / f"{blob.sha256.hex()}.tensors"
 
 
 def join_scalars(tensors: Sequence[Array], scalars: bytes, expected: Sequence[Any]) -> list[Array]:

@@ -242,8 +242,11 @@ class Arena:
 
     # --- processes --------------------------------------------------------------------------------------------------
 
-    def start(self, role: str, failpoints: str = "") -> Child:
-        """Starts the role's process, always by the same command; `failpoints` is its WARDROUND_FAILPOINTS."""
+    def start(self, role: str, failpoints: str = "", *, serve: bool = False) -> Child:
+        """Starts the role's process, always by the same command; `failpoints` is its WARDROUND_FAILPOINTS.
+
+        With `serve` the coordinator goes on answering sites once the study is over.
+        """
         self.starts[role] += 1
         environment = {VARIABLE: failpoints, "FAULTS_LONGEST_PAUSE": "1.0"}
         if self.count_failpoints:
@@ -253,6 +256,7 @@ class Arena:
             command = "wardround"
             arguments: list[str | Path] = ["coordinator", self.study_file, "--run", self.run.path]
             arguments += ["--listen", f"127.0.0.1:{self.port}", "--identity", self._identities / "coordinator"]
+            arguments += ["--serve"] if serve else []
         else:
             command = "wardround-site" if self.scenario.real else "light-site"
             data = self.bench.images() / role if self.scenario.real else self.bench.no_images()
@@ -329,11 +333,27 @@ class Arena:
         sites = [self.processes[site] for site in self.scenario.sites]
         while any(site.poll() is None for site in sites) and time.monotonic() < end:
             time.sleep(0.01)
+        late = [site for site in sites if site.poll() is None]
+        if any(any((self.work(site.name) / "updates").rglob("update.json")) for site in late):
+            self._answer(late)
         for site in sites:
             site.send(signal.SIGCONT)
             site.send(signal.SIGTERM)
             self.codes[site.name].append(site.wait(30))
         return True
+
+    def _answer(self, late: Sequence[Child]) -> None:
+        """The study ended before these sites came back, and one holds an update: they hear what became of it.
+
+        As operations.md says, the coordinator is started once more for that.
+        """
+        serving = self.start(COORDINATOR, serve=True)
+        try:
+            for site in late:
+                site.wait(60)
+        finally:
+            serving.send(signal.SIGTERM)
+            serving.wait(30)
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
