@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from common.failpoints import VARIABLE
+from common.security.certificates import ensure_simulation_identities
 from server.journal import read_history
 from tests.system.ports import free_port
 from tests.system.test_faults import EVERY_ROW, rows_of_sites
@@ -55,21 +56,23 @@ class Server:
 async def at_its_end(*arguments):
     return 0
 
-coordinator.bind = lambda address, identity: (Server(), 1)
-coordinator.load_identity = lambda folder: None
-coordinator.coordinators_signer = lambda folder: None
+coordinator.bind = lambda address, identity, access: (Server(), 1)
 coordinator._coordinate = at_its_end
-study = load_study(pathlib.Path(sys.argv[1]))
-sys.exit(coordinator.run(study, RunFolder(pathlib.Path(sys.argv[2])), coordinator.Setup("127.0.0.1:1", pathlib.Path())))
+study, run, identity = pathlib.Path(sys.argv[1]), RunFolder(pathlib.Path(sys.argv[2])), pathlib.Path(sys.argv[3])
+sys.exit(coordinator.run(load_study(study), run, coordinator.Setup("127.0.0.1:1", identity)))
 """
 
 
 def test_a_coordinator_that_is_asked_to_stop_as_it_ends_does_so_without_a_traceback(
     tmp_path: Path, tiny_study: str
 ) -> None:
-    (tmp_path / "study.yaml").write_text(tiny_study)
-    arguments = [sys.executable, "-c", _ASKED_AS_IT_ENDS, str(tmp_path / "study.yaml"), str(tmp_path / "run")]
-    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    study, identities = tmp_path / "study.yaml", tmp_path / "identities"
+    study.write_text(tiny_study)
+    ensure_simulation_identities(identities, "tiny", ["east", "north"], ["127.0.0.1"])
+    places = [str(place) for place in (study, tmp_path / "run", identities / "coordinator")]
+    ended = subprocess.run(
+        [sys.executable, "-c", _ASKED_AS_IT_ENDS, *places], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (ended.returncode, "Traceback" in ended.stderr) == (143, False), ended.stderr
 
 

@@ -5,7 +5,7 @@ also counts how often each process comes by each failpoint; then once for each f
 SIGKILL as it comes by and started again. What must be the same: the SHA-256 of every file of weights, the rows of
 rounds.csv and sites.csv but for seconds and bytes, each round's journaled cohort, the published versions, and that
 nothing is left lying about. Private rounds, whose noise is drawn anew in each run, are in
-tests/client/test_private.py.
+tests/client/test_private.py, enrolment and rotation in tests/server/test_enrolment.py.
 
 How to read it: "at" is the time of coming by at which it was killed, of how many in the undisturbed run; failpoints
 that are passed often are tried at the first, the middle and the last (`--every`: at each). "same" is the verdict. "not
@@ -101,7 +101,7 @@ def summary_of(rows: Sequence[Row], weights: Mapping[str, str]) -> str:
     """What the rows say together; `weights` are the SHA-256 of the undisturbed run's, by name."""
     same = [row for row in rows if row["same"] == "yes"]
     points, last = len({row["failpoint"] for row in same}), max(weights)
-    every = len([name for name in NAMES if not name.startswith("privacy.")])
+    every = len([name for name in (*COORDINATOR_NAMES, *SITE) if not name.startswith("privacy.")])
     return (
         f"{len(same)} of {len(rows)} kills ended as the undisturbed run did, at {points} of {every} failpoints; "
         f"its weights `{last}` have SHA-256 `{weights[last][:16]}...`."
