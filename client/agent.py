@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime
 import logging
 import os
 import queue
@@ -36,6 +37,7 @@ from common.errors import (
     NetworkError,
     PlanMismatchError,
     RunFolderError,
+    WardroundError,
 )
 from common.security.audit import NO_AUDIT, Audit
 from common.security.certificates import Identity
@@ -236,7 +238,13 @@ class Agent:
                 control.close()
 
     def _current_identity(self) -> Identity:
-        renewed = self._renewed()
+        try:
+            renewed = self._renewed()
+        except WardroundError as error:
+            if self._identity.not_after <= datetime.datetime.now(datetime.UTC):
+                raise  # what this site holds is of no more use
+            _log.warning("%s; dialling with the identity from before", error)
+            return self._identity
         if renewed != self._identity:
             _log.info("%s: dials with its renewed certificate, until %s", self._site, f"{renewed.not_after:%Y-%m-%d}")
             self._report({"certificate_expires": renewed.not_after.timestamp()})

@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from client.package import Package
-from common.disk import cannot_write
+from common.disk import cannot_write, sync_folder
 from common.errors import ApprovalError, IdentityError
 from common.security.pem_files import AUTHORITY_CERTIFICATE, read_certificate
 from common.security.signing import can_sign, load_signer, verify
 from common.study import Study
-from common.wire.tensors import sync_folder
 
 APPROVALS_FILE = "approvals.jsonl"
 FORMAT = 1

@@ -24,10 +24,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.disk import sync_folder
 from common.errors import RunFolderError
 from common.privacy.accounting import NoisySteps
 from common.wire.partial import disk_hit
-from common.wire.tensors import sync_folder
 
 
 @dataclass(frozen=True)

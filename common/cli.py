@@ -1,7 +1,9 @@
-"""How both commands end: failures become one message and a documented exit code; no traceback reaches a user."""
+"""What both commands share: a failure becomes one message and a documented exit code; JSON for programs; a log."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import select
 import sys
@@ -11,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from common.errors import WardroundError
 from common.version import VERSION
@@ -76,6 +78,20 @@ def run_command(main: Callable[[], int]) -> int:
     except Exception as error:
         return _defect(error)
     return code
+
+
+def print_json(value: Any) -> None:
+    """A command's result for programs."""
+    print(json.dumps(value, indent=1))
+
+
+def log_to_stderr() -> None:
+    """What a process that serves says of itself, a line an event."""
+    handler, logger = logging.StreamHandler(sys.stderr), logging.getLogger("wardround")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # TensorFlow Federated gives the root logger a handler
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Final
 
@@ -40,3 +41,12 @@ def _words(path: Path, error: OSError) -> str:
         f"{what}; free space, or make the disk writable, and start again with the same command: what was finished is "
         "kept"
     )
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes durable which files the folder names: a rename survives a power cut only then. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

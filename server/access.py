@@ -122,14 +122,14 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     @contextlib.asynccontextmanager
     async def _entered(self, context: Any, roles: tuple[Role, ...]) -> AsyncGenerator[None, None]:
         """Around a call: its caller has one of these roles, and is not revoked, or is not any more."""
-        member = await _member(context)
+        member = await member_of(context)
         if member.role not in roles:
-            await _abort(
+            await abort(
                 context,
                 f"the certificate is of {member.role} {member.name!r}, and this is for {' and '.join(roles)} alone",
             )
         if (entry := self._refused(member)) is not None:
-            await _abort(context, entry.sentence())
+            await abort(context, entry.sentence())
         if member.role == "site":
             self.expiries[member.name] = member.certificate.not_valid_after_utc.timestamp()
         task = asyncio.current_task()
@@ -141,7 +141,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except asyncio.CancelledError:
             if call.reason:  # by `look`; else the caller has gone
                 task.uncancel()
-                await _abort(context, call.reason)
+                await abort(context, call.reason)
             raise
         finally:
             self._open.discard(call)
@@ -194,16 +194,18 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             task.cancel()
 
 
-async def _member(context: Any) -> Member:
+async def member_of(context: Any) -> Member:
+    """Who makes this call; ends it where its certificate is none of a study."""
     try:
         certificate = x509.load_pem_x509_certificate(context.auth_context()["x509_pem_cert"][0])
         return Member(*owner_of(certificate), certificate)
     except (KeyError, IndexError):
-        await _abort(context, "expected a certificate of this study; found none", grpc.StatusCode.UNAUTHENTICATED)
+        await abort(context, "expected a certificate of this study; found none", grpc.StatusCode.UNAUTHENTICATED)
     except (ValueError, UnsupportedAlgorithm, IdentityError) as error:
-        await _abort(context, str(error), grpc.StatusCode.UNAUTHENTICATED)
+        await abort(context, str(error), grpc.StatusCode.UNAUTHENTICATED)
 
 
-async def _abort(context: Any, words: str, status: grpc.StatusCode = grpc.StatusCode.PERMISSION_DENIED) -> NoReturn:
+async def abort(context: Any, words: str, status: grpc.StatusCode = grpc.StatusCode.PERMISSION_DENIED) -> NoReturn:
+    """Ends a call with these words."""
     await context.abort(status, words)
     raise AssertionError("gRPC ends the call")

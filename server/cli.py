@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import exit_codes_epilog, run_command
+from common.cli import exit_codes_epilog, log_to_stderr, print_json, run_command
 from common.errors import DataError, RunFolderError, TrainingError, UsageError
 from common.study import HOLDOUT, load_study
 from common.version import VERSION
@@ -243,11 +241,7 @@ def _coordinator(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study)
     run = RunFolder(arguments.run)
     holdout = None if arguments.holdout is None else _existing(arguments.holdout)
-    log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("wardround").addHandler(log)
-    logging.getLogger("wardround").setLevel(logging.INFO)
-    logging.getLogger("wardround").propagate = False  # TensorFlow Federated gives the root logger a handler
+    log_to_stderr()
     from server import coordinator
 
     setup = coordinator.Setup(
@@ -272,7 +266,7 @@ def _certificates(arguments: argparse.Namespace) -> int:
     kept = [folder for folder in (out / "coordinator", *folders.values()) if (folder / CERTIFICATE).exists()]
     ensure_simulation_identities(out, study.name, study.cohort.sites, arguments.host)
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "authority": str(out / "authority"),
                 "coordinator": str(out / "coordinator"),
@@ -310,7 +304,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         description = describe(status)
         said = {"headline": description.headline, "cause": description.cause, "next_step": description.next_step}
-        _print_json({**status, "run": str(run.path), "description": said})
+        print_json({**status, "run": str(run.path), "description": said})
     else:
         print(status_text(status))
         print(f"  {'run':<8}{run.path}")
@@ -318,7 +312,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from server.status import output, view
+    from server.following import view
+    from server.status import output
 
     run = _run_folder(arguments.run)
     try:
@@ -346,7 +341,7 @@ def _repair(arguments: argparse.Namespace) -> int:
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"--give-up: {error}") from error
         if arguments.json:
-            _print_json({"run": str(run.path), "dry_run": arguments.dry_run, "given_up": said})
+            print_json({"run": str(run.path), "dry_run": arguments.dry_run, "given_up": said})
         else:
             print("\n".join(said))
             print(_NOT_YET if arguments.dry_run else _START_AGAIN)
@@ -359,7 +354,7 @@ def _repair(arguments: argparse.Namespace) -> int:
             {"path": each.path, "problem": each.problem, "action": each.action, "awaited": each.awaited}
             for each in found
         ]
-        _print_json({"run": str(run.path), "dry_run": arguments.dry_run, "findings": findings})
+        print_json({"run": str(run.path), "dry_run": arguments.dry_run, "findings": findings})
         return code
     from server.status import clean
 
@@ -407,7 +402,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         _write_csv(arguments.csv, result.rows())
     scalars = result.scalars()
     if arguments.json:
-        _print_json({"version": model.version, "variant": model.variant, "holdout": scalars})
+        print_json({"version": model.version, "variant": model.variant, "holdout": scalars})
         return 0
     from server.evaluation.tables import tables
     from server.status import output
@@ -432,7 +427,7 @@ def _evaluate_round(arguments: argparse.Namespace, run: RunFolder) -> int:
 
     result: Mapping[str, Any] = results.evaluate(run, holdout, arguments.round)
     if arguments.json:
-        _print_json(result)
+        print_json(result)
         return 0
     from server.status import holdout_table, output
 
@@ -463,7 +458,7 @@ def _publish(arguments: argparse.Namespace) -> int:
         run, holdout, arguments.round, old_holdout, identity=identity, explain=arguments.explain
     )
     if arguments.json:
-        _print_json(result)
+        print_json(result)
         return 0
     from server.status import output, variants_table
 
@@ -475,10 +470,6 @@ def _publish(arguments: argparse.Namespace) -> int:
         output().print(continual_table(continual))
     print(f"\nThe model lies in {publication.get('folder')}")
     return 0
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
 
 
 if __name__ == "__main__":

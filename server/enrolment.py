@@ -20,18 +20,18 @@ from typing import Any, Final, NoReturn
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from common.errors import IdentityError, WardroundError
 from common.security.audit import AuditLog
 from common.security.certificates import Identity, load_identity
-from common.security.profile import MEMBERS, Role, owner_of
+from common.security.profile import MEMBERS, owner_of
 from common.security.requests import Certified, Requests
 from common.security.revocation import RevocationFile
 from common.security.signing import load_signer
 from common.wire import enrolment_pb2 as pb
 from common.wire import enrolment_pb2_grpc as rpc
 from common.wire.channel import Address, enrolment_server_credentials, parse_address, server_credentials
+from server.access import Member, abort, member_of
 from server.invitations import Issuer, Refused
 from server.run_folder import COORDINATOR
 from server.serving import open_port
@@ -118,10 +118,10 @@ class EnrolmentService(rpc.EnrolmentServicer):
         """See `Issuer.enrol`. A refusal says why to who has the secret, and to everybody else always the same."""
         peer = context.peer()
         if self._attempts.blocked(peer):
-            await _abort(
+            await abort(
                 context,
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "too many attempts from this network; wait a minute, then try again",
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
             )
         requests = Requests(request.tls_request, request.signing_request)
         try:
@@ -133,7 +133,7 @@ class EnrolmentService(rpc.EnrolmentServicer):
             _log.warning("enrolment refused to %s (%s): %s", error.owner or "somebody unknown", host_of(peer), error)
             if error.owner or self._is_to_be_recorded():
                 await _in_thread(context, self._issuer.refused, error, host_of(peer))
-            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+            await abort(context, str(error))
         owner = owner_of(x509.load_pem_x509_certificate(certified.tls))
         _log.info("%s %s enrolled (%s)", *owner, host_of(peer))
         return _message(certified, self._renewals_port)
@@ -154,38 +154,36 @@ class RenewalService(rpc.RenewalServicer):
 
     async def Renew(self, request: pb.RenewRequest, context: Any) -> pb.Certificates:
         """See `Issuer.renew`."""
-        certificate, role, name = await self._member(context)
+        member = await self._member(context)
         requests = Requests(request.tls_request, request.signing_request)
         try:
-            certified = await _in_thread(context, self._issuer.renew, certificate, role, name, requests)
+            certified = await _in_thread(
+                context, self._issuer.renew, member.certificate, member.role, member.name, requests
+            )
         except Refused as error:
             await self._refuse(context, error)
-        _log.info("%s %s renewed its certificates", role, name)
+        _log.info("%s %s renewed its certificates", member.role, member.name)
         return _message(certified, 0)
 
     async def Confirm(self, request: pb.ConfirmRequest, context: Any) -> pb.ConfirmReply:
         """The caller's certificate works."""
-        certificate, role, name = await self._member(context)
+        member = await self._member(context)
         try:
-            await _in_thread(context, self._issuer.confirmed, certificate, f"{role} {name}")
+            await _in_thread(context, self._issuer.confirmed, member.certificate, f"{member.role} {member.name}")
         except Refused as error:
             await self._refuse(context, error)
-        return pb.ConfirmReply(not_after=certificate.not_valid_after_utc.isoformat())
+        return pb.ConfirmReply(not_after=member.certificate.not_valid_after_utc.isoformat())
 
-    async def _member(self, context: Any) -> tuple[x509.Certificate, Role, str]:
-        try:
-            certificate = x509.load_pem_x509_certificate(context.auth_context()["x509_pem_cert"][0])
-            role, name = owner_of(certificate)
-        except (KeyError, IndexError, ValueError, UnsupportedAlgorithm, IdentityError):
-            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, "expected a certificate of this study; found none")
-        if role not in MEMBERS:
-            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, f"a {role}'s certificate is not renewed here")
-        return certificate, role, name
+    async def _member(self, context: Any) -> Member:
+        member = await member_of(context)
+        if member.role not in MEMBERS:
+            await abort(context, f"a {member.role}'s certificate is not renewed here")
+        return member
 
     async def _refuse(self, context: Any, error: Refused) -> NoReturn:
         _log.warning("renewal refused to %s: %s", error.owner, error)
         await _in_thread(context, self._issuer.refused, error, host_of(context.peer()))
-        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+        await abort(context, str(error))
 
 
 async def _in_thread(context: Any, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -194,14 +192,9 @@ async def _in_thread(context: Any, function: Callable[..., Any], *arguments: Any
         return await asyncio.to_thread(function, *arguments)
     except WardroundError as error:
         _log.error("%s", error)
-        await _abort(
-            context, grpc.StatusCode.UNAVAILABLE, "the coordinator cannot answer now: its operator has to see to it"
+        await abort(
+            context, "the coordinator cannot answer now: its operator has to see to it", grpc.StatusCode.UNAVAILABLE
         )
-
-
-async def _abort(context: Any, status: grpc.StatusCode, words: str) -> NoReturn:
-    await context.abort(status, words)
-    raise AssertionError("gRPC ends the call")
 
 
 def _message(certified: Certified, port: int) -> pb.Certificates:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.cli import log_to_stderr, print_json
 from common.errors import IdentityError, UsageError
 from common.study import load_study
 from common.wording import counted
@@ -204,7 +202,7 @@ def _init(arguments: argparse.Namespace) -> int:
     audit.sign_head()
     audit.close()
     if arguments.json:
-        _print_json(
+        print_json(
             {"study": study.name, "authority": str(authority), "coordinator": str(coordinator), "enrolment": address}
         )
         return 0
@@ -301,7 +299,7 @@ def _invite(arguments: argparse.Namespace) -> int:
     audit.close()
     expires = f"{token.expiry:%Y-%m-%d %H:%M} UTC"
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "token": token.text(),
                 "study": token.study,
@@ -348,11 +346,7 @@ def _enrolment(arguments: argparse.Namespace) -> int:
 
     authority, identity = _authority(arguments), _identity(arguments)
     renewals = arguments.renewals or _with_port(parse_address(arguments.listen).host, RENEWALS_PORT)
-    log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("wardround").addHandler(log)
-    logging.getLogger("wardround").setLevel(logging.INFO)
-    logging.getLogger("wardround").propagate = False
+    log_to_stderr()
     return serve_enrolment(authority, identity, arguments.listen, renewals)
 
 
@@ -399,7 +393,7 @@ def _revoke(arguments: argparse.Namespace) -> int:
         audit.close()
     study = study_of(read_certificate(identity / AUTHORITY_CERTIFICATE)[1])
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "study": study,
                 "role": role,
@@ -428,7 +422,3 @@ def _names(sites: Sequence[str]) -> str:
 
 def _day(at: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(at))
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))

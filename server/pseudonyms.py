@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from common.disk import sync_folder
 from common.errors import RunFolderError
-from server.run_folder import RunFolder, storing, sync_folder
+from server.run_folder import RunFolder, storing
 
 _KEY_BYTES: Final = 32
 _DIGITS: Final = 12  # hexadecimal; of 50 sites two are named alike once in 2e11 studies

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from common.disk import sync_folder
 from common.errors import RunFolderError, StudyError, UsageError, WardroundError
 from common.inference.published import MANIFEST, SIGNATURE
 from common.inference.signature import was_signed
@@ -27,7 +28,7 @@ from common.wire.tensors import Stored
 from server.journal import Journal, JournalDamagedError, read_history, salvaged, write_events
 from server.kept import fault, kept
 from server.replay import RoundHistory, RunHistory, replay
-from server.run_folder import RunFolder, free_name, set_aside, storing, sync_folder
+from server.run_folder import RunFolder, free_name, set_aside, storing
 from server.tables import read_table, write_table
 from server.updates import round_of
 from server.versions import published_versions

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import failpoints
-from common.disk import cannot_write
+from common.disk import cannot_write, sync_folder
 from common.errors import RunFolderError, StudyError
 from common.study import Study, load_study
 
@@ -206,15 +206,6 @@ def storing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes durable which files the folder holds."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def free_name(path: Path) -> Path:

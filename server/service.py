@@ -85,8 +85,8 @@ class FederationService(rpc.FederationServicer):
         )
         welcome = pb.Welcome(version=VERSION, rounds=self._federation.study.training.rounds)
         yield self._message(connection.site, welcome=welcome)
-        reading = asyncio.create_task(self._listen(requests, connection, context))
         self._federation.connect(connection)
+        reading = asyncio.create_task(self._listen(requests, connection, context))
         try:
             while True:
                 item = await connection.outbox.get()

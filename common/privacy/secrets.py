@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from common.disk import sync_folder
 from common.errors import RunFolderError
 from common.wire.partial import disk_hit
-from common.wire.tensors import sync_folder
 
 _SECRET_BYTES = 32
 

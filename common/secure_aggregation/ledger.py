@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from common.disk import cannot_write
+from common.disk import cannot_write, sync_folder
 from common.errors import RunFolderError
 from common.secure_aggregation.refusals import UnmaskingBegunError
-from common.wire.tensors import sync_folder
 
 UNKNOWN_ATTEMPT: Final = -1
 """Stands for the attempt of an entry that was torn before its number."""

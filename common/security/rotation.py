@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from common.disk import cannot_write, of_the_disk
+from common.disk import cannot_write, of_the_disk, sync_folder
 from common.errors import IdentityError
 from common.failpoints import hit
 
@@ -31,7 +31,7 @@ def commit_rotation(folder: Path) -> None:
     """The identity in `next` takes the place of the one in the folder. Raises IdentityError, RunFolderError."""
     try:
         (folder / NEXT).rename(folder / SWITCH)
-        _sync(folder)
+        sync_folder(folder)
     except OSError as error:
         raise cannot_write(folder / SWITCH, error) from error
     complete_rotation(folder)
@@ -68,11 +68,3 @@ def complete_rotation(folder: Path) -> None:
             f"{folder}: a rotation was cut off here, and this user cannot complete it ({error.strerror}); run "
             f"`wardround-site rotate --identity {folder}` as the user who owns it"
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

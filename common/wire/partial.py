@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from common.disk import cannot_write
+from common.disk import cannot_write, sync_folder
 from common.errors import WireError
 from common.failpoints import hit
-from common.wire.tensors import Stored, sync_folder
+from common.wire.tensors import Stored
 
 _BLOCK: Final = 1024 * 1024
 

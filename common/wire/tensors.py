@@ -38,7 +38,7 @@ from typing import Any, Final, overload
 import numpy as np
 import numpy.typing as npt
 
-from common.disk import cannot_write
+from common.disk import cannot_write, sync_folder
 from common.errors import WireError
 from common.failpoints import hit
 
@@ -362,15 +362,6 @@ class BlobWriter:
             pass  # what could not be written is thrown away just below
         finally:
             self._temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes durable which files the folder names: a rename survives a power cut only then."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _aligned(offset: int) -> int:

@@ -29,11 +29,11 @@ from common.errors import DataError, RunFolderError, UsageError
 from common.security.certificates import ensure_simulation_identities
 from common.study import HOLDOUT, Study, load_study, parse_study
 from server.continual import continual_table
+from server.following import View, view
 from server.run_folder import RunFolder
 from server.simulation.hospitals import example_study, generate_hospitals
 from server.status import (
     ENDED,
-    View,
     complete,
     count,
     describe,
@@ -43,7 +43,6 @@ from server.status import (
     output,
     rounds_table,
     variants_table,
-    view,
 )
 
 GRACE_SECONDS: Final = 8.0

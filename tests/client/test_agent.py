@@ -7,6 +7,8 @@ The coordinator here is real gRPC over TLS but holds no rounds; with the real on
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import hashlib
 import http.server
 import logging
@@ -322,6 +324,32 @@ def test_a_renewed_certificate_is_taken_when_the_site_dials_next(
     site.stop()
     assert set(dialled[1:]) == {identities["renewed"]}
     assert site.said("certificate_expires") == identities["renewed"].not_after.timestamp()
+
+
+def test_an_identity_that_cannot_be_read_for_a_while_ends_no_site(
+    start: Callable[..., Coordinator], identities: dict[str, Identity]
+) -> None:
+    asked: list[int] = []
+
+    def unreadable() -> Identity:
+        asked.append(1)
+        raise IdentityError("north: cannot be read (No such file or directory); check its rights")
+
+    site = Running(start().address, identities["alpha"], Worker(), renewed=unreadable)
+    eventually(lambda: site.state() == "connected")
+    site.stop()
+    assert asked
+
+
+def test_an_identity_that_ended_and_has_no_successor_ends_the_site(
+    start: Callable[..., Coordinator], identities: dict[str, Identity]
+) -> None:
+    def ended() -> Identity:
+        raise IdentityError("north: the certificate expired; ask for a new invitation")
+
+    over = dataclasses.replace(identities["alpha"], not_after=datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+    site = Running(start().address, over, Worker(), renewed=ended)
+    assert isinstance(site.end.exception(PATIENCE), IdentityError)
 
 
 # Its tasks. ---------------------------------------------------------------------------------------------------------

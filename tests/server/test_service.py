@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -30,6 +31,7 @@ import tensorflow_federated as tff
 from client.agent import Agent
 from client.fetch import fetch
 from common.errors import IdentityError, PlanMismatchError, RunFolderError
+from common.security.audit import Audit
 from common.security.certificates import Identity, ensure_simulation_identities, issue, load_identity
 from common.study import parse_study
 from common.wire import federation_pb2 as pb
@@ -797,6 +799,36 @@ def test_a_broadcast_is_served_from_the_byte_on_that_is_asked_for(coordinator: C
     for offset in (0, 1, 63, 64, len(whole) - 1, len(whole)):
         request = pb.DownloadRequest(envelope=alpha.envelope, sha256=sha256(whole), offset=offset)
         assert b"".join(chunk.data for chunk in alpha.stub.Download(request)) == whole[offset:]
+
+
+class FullDisk(Audit):
+    """An audit log that can take nothing more."""
+
+    def record(self, event: str, **details: Any) -> None:
+        raise RunFolderError("run/audit.log: cannot be written (No space left on device); free space")
+
+
+@pytest.mark.parametrize("call", ["attend", "download", "upload"])
+def test_a_call_whose_audit_entry_meets_a_full_disk_says_so_and_ends_the_round(
+    coordinator: Coordinator,
+    alpha: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+) -> None:
+    round_ = coordinator.open(weight=0.25)
+    monkeypatch.setattr(coordinator.federation, "_audit", FullDisk())
+    request = pb.DownloadRequest(envelope=alpha.envelope, sha256=sha256(broadcast_of(0.25)))
+    calls: dict[str, Callable[[], Any]] = {
+        "attend": lambda: alpha.attend().refusal(),
+        "download": lambda: refusal(lambda: list(alpha.stub.Download(request))),
+        "upload": lambda: refusal(lambda: alpha.upload(weight=0.25)),
+    }
+    code, words = calls[call]()
+    assert (code, "No space left" in words) == (grpc.StatusCode.UNAVAILABLE, True)
+    assert isinstance(round_.exception(PATIENCE), RunFolderError)
+    gc.collect()  # a task whose error nobody heard says so when it goes
+    assert "Traceback" not in caplog.text
 
 
 def test_an_update_of_a_round_to_come_is_refused(coordinator: Coordinator, alpha: Site) -> None:

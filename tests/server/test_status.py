@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from common.study import load_study, parse_study
+from server.following import news
 from server.simulation.hospitals import example_study
 from server.status import (
     complete,
@@ -18,7 +19,6 @@ from server.status import (
     duration,
     holdout_table,
     last_round,
-    news,
     rounds_table,
     status_table,
     status_text,
