@@ -54,7 +54,7 @@ lock:
 
 stubs: $(READY)
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. \
-	    common/wire/federation.proto common/wire/enrolment.proto
+	    common/wire/federation.proto common/wire/enrolment.proto common/wire/operation.proto
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -18,8 +18,12 @@ def benchmark_study(
     threads: int = 1,
     rounds: int = 1,
     sites: Sequence[str] = ("site-00",),
+    extra: str = "",
 ) -> Study:
-    """A study of these sizes; Adam of rate 1e-3 at the sites, plain averaging at the coordinator."""
+    """A study of these sizes; Adam of rate 1e-3 at the sites, plain averaging at the coordinator.
+
+    `extra` is one more section, on one line.
+    """
     return parse_study(
         f"""
         study: benchmark
@@ -34,5 +38,6 @@ def benchmark_study(
           client_optimizer: {{name: adam, learning_rate: 1e-3}}
         cohort: {{sites: [{", ".join(sites)}]}}
         evaluation: {{validation_fraction: 0, holdout: false}}
+        {extra}
         """
     )

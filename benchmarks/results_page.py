@@ -117,12 +117,17 @@ def _rounds(rounds: Sequence[Mapping[str, str]]) -> str:
     rows = [
         [
             row["round"],
-            *(f"{float(row[key]):.3f}" for key in ("train/loss", "validation/dice", "holdout/dice")),
+            *(_figure(row.get(key)) for key in ("train/loss", "validation/dice", "holdout/dice")),
             f"{float(row['seconds']):.1f}",
         ]
         for row in rounds
     ]
     return _table(["round", "training loss", "validation Dice", "holdout Dice", "seconds of training"], rows)
+
+
+def _figure(text: str | None) -> str:
+    """To three decimals; a dash where there is none, as of a round that was skipped."""
+    return f"{float(text):.3f}" if text else "–"
 
 
 def _variants(manifest: Mapping[str, Any]) -> str:

@@ -45,8 +45,8 @@ from server.journal import Journal
 from server.run_folder import RunFolder, write_atomically
 
 STEP = 1e-6
-_PLAN = "plan.json"
-_OUTCOME = "outcome.json"
+PLAN = "plan.json"
+OUTCOME = "outcome.json"
 _SHOWN = {
     "filters": "filters",
     "parameters": "weights",
@@ -110,8 +110,8 @@ def measure(folder: Path, filters: int, count: int, rounds: int, copies: int, th
     with processes(folder) as started:
         launched = time.time()
         coordinator = started.start("coordinator", "round_overhead", "coordinator", run.path)
-        started.wait_until((run.path / _PLAN).exists)
-        plan = json.loads((run.path / _PLAN).read_text())
+        started.wait_until((run.path / PLAN).exists)
+        plan = json.loads((run.path / PLAN).read_text())
         model_bytes = 4 * plan["parameters"]
         journal = Journal(run.journal)
         started.wait_until(
@@ -143,7 +143,7 @@ def measure(folder: Path, filters: int, count: int, rounds: int, copies: int, th
         "to_bare": round(round_seconds / bare, 3),
         "to_durable": round(round_seconds / durable, 3),
         "bytes_ratio": round(moved / (2 * count * model_bytes), 5),
-        **json.loads((run.path / _OUTCOME).read_text()),
+        **json.loads((run.path / OUTCOME).read_text()),
         "launch_seconds": round(opened[0] - launched, 2),
         "call_seconds": median([float(row["seconds_round"]) for row in ledger]),
         "download_seconds": median([float(row["seconds_download"]) for row in ledger]),
@@ -180,8 +180,9 @@ def _coordinator(options: argparse.Namespace) -> None:
             "parameters": build_network(study).parameters,
             "broadcast": [[spec.dtype, spec.shape] for spec in plan.train.broadcast],
             "sent": [[spec.dtype, spec.shape] for spec in plan.train.sent],
+            "secure": [[spec.shape, spec.bits] for spec in plan.train.secure],
         }
-        write_atomically(run.path / _PLAN, json.dumps(handout))
+        write_atomically(run.path / PLAN, json.dumps(handout))
         return plan
 
     def instead_of_publishing(*arguments: object, **options: object) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def _coordinator(options: argparse.Namespace) -> None:
         run.models, study.training.rounds, [TensorSpec("float32", spec.shape) for spec in network.specs]
     )
     outcome = {**memory, "exact": "yes" if _is_exact(study, first, last) else "NO"}
-    write_atomically(run.path / _OUTCOME, json.dumps(outcome))
+    write_atomically(run.path / OUTCOME, json.dumps(outcome))
 
 
 def _is_exact(study: Study, first: Sequence[Array], last: Sequence[Array]) -> bool:
@@ -244,7 +245,7 @@ class ConstantWorker:
         self.digest = bytes.fromhex(plan["digest"])
         self._broadcast = _specs(plan["broadcast"])
         self._update: list[Array] = [
-            np.full(spec.shape, _update_value(number) if spec.shape else 1, spec.dtype) for spec in _specs(plan["sent"])
+            np.full(spec.shape, _sent_value(spec, number), spec.dtype) for spec in _specs(plan["sent"])
         ]
 
     def expected(self, kind: str) -> Sequence[TensorSpec]:
@@ -265,7 +266,44 @@ def _specs(entries: Sequence[Any]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(dtype, tuple(shape)) for dtype, shape in entries)
 
 
+def _sent_value(spec: TensorSpec, number: int) -> Any:
+    """Of a weight the site's constant; of a secure sum, whose numbers are not floats, any that fits."""
+    if not spec.shape or spec.dtype == "uint8":
+        return 1
+    return 2**31 + number if spec.dtype == "uint32" else _update_value(number)
+
+
+def _secure_task(study: Study, name: str, run: RunFolder, plan: dict[str, Any]) -> Any:
+    """The site's side of secure sums, where the study has them."""
+    if not study.secure_aggregation.required:
+        return None
+    from client.policy import NO_POLICY, secure_policy
+    from client.secure_task import SecureTask
+    from common.secure_aggregation.masking import InputSpec
+    from common.security.signing import load_signer
+
+    folder = run.identity / "sites" / name
+    work = run.path / "sites" / name
+    work.mkdir(parents=True, exist_ok=True)
+    return SecureTask(
+        study,
+        name,
+        bytes.fromhex(plan["digest"]),
+        load_identity(folder).run,
+        {"train": [InputSpec(tuple(shape), bits) for shape, bits in plan["secure"]]},
+        signer=load_signer(folder),
+        folder=work,
+        policy=lambda: secure_policy(NO_POLICY, study),
+    )
+
+
 def _site(options: argparse.Namespace) -> None:
+    run_site(options.run, options.name)
+    assert "tensorflow" not in sys.modules
+
+
+def run_site(folder: Path, name: str) -> None:
+    """One site of the study in the run folder, to its end."""
     from common.wire.channel import parse_address
 
     # `client.work` names the plan's types, whose module loads TensorFlow Federated; nothing here is of these types.
@@ -274,14 +312,14 @@ def _site(options: argparse.Namespace) -> None:
     sys.modules.setdefault("common.learning.plan", stand_in)
     from client.agent import Agent
 
-    study = load_study(options.run / "study.yaml")
-    run = RunFolder(options.run)
-    plan = json.loads((run.path / _PLAN).read_text())
+    study = load_study(folder / "study.yaml")
+    run = RunFolder(folder)
+    plan = json.loads((run.path / PLAN).read_text())
     address = parse_address(run.read_status()["address"])
-    worker = ConstantWorker(plan, study.cohort.sites.index(options.name))
-    identity = load_identity(run.identity / "sites" / options.name)
-    Agent(study.name, options.name, worker, address, identity, run.path / "sites" / options.name).run()
-    assert "tensorflow" not in sys.modules
+    worker = ConstantWorker(plan, study.cohort.sites.index(name))
+    identity = load_identity(run.identity / "sites" / name)
+    secure = _secure_task(study, name, run, plan)
+    Agent(study.name, name, worker, address, identity, run.path / "sites" / name, secure=secure).run()
 
 
 if __name__ == "__main__":

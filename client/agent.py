@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
 from client.control import Control, Ended, Said
 from client.datasets import Cancelled
 from client.gate import Gate, OpenGate
 from client.job import Job
 from client.room import MakeRoom, no_room
-from client.tasks import KINDS, Tasks
+from client.secure_task import SecureTask
+from client.task_records import KINDS
+from client.tasks import Tasks
 from client.work import Keeper, Spender, Worker
 from common.errors import (
     ApprovalError,
@@ -75,6 +75,8 @@ class Agent:
     make_room : called where the disk is too full for a broadcast or an update, from several threads; see `MakeRoom`.
     audit : where this site records what it does.
     gate : says which tasks are worked on.
+    secure : this site's side of secure sums, in a study that has them; nothing of its updates leaves otherwise, and
+        nothing is said of how many cases it has.
     renewed : the identity as it is by now, asked before each dial; `wardround-site rotate` may have renewed it.
     """
 
@@ -91,9 +93,10 @@ class Agent:
         *,
         audit: Audit = NO_AUDIT,
         gate: Gate | None = None,
+        secure: SecureTask | None = None,
         renewed: Callable[[], Identity] | None = None,
     ) -> None:
-        run = _run_of(identity)
+        run = identity.run
         self._envelope = pb.Envelope(study=study, plan_digest=worker.digest, site=site)
         self._site = site
         if isinstance(worker, Keeper):
@@ -120,7 +123,11 @@ class Agent:
             make_room=make_room,
             audit=audit,
             gate=gate or OpenGate(),
+            secure=secure,
         )
+        told = secure is None
+        self._training_cases = worker.training_cases if told else 0
+        self._validation_cases = worker.validation_cases if told else 0
         self._audit = audit
         self._channel: Any = None
         self._silent_until = 0.0  # by time.monotonic(); until then a failed dial is no news
@@ -154,14 +161,15 @@ class Agent:
         ApprovalError : the site's operator does not approve the study any more.
         RunFolderError : the site's work folder cannot be read or written any more.
         """
-        self._report({"state": "connecting", "notice": ""})
+        cases = {"training_cases": self._worker.training_cases, "validation_cases": self._worker.validation_cases}
+        self._report({"state": "connecting", "notice": "", "connected": False, **cases})
         self._audit.record(
             "started",
             study=self._envelope.study,
             plan=self._envelope.plan_digest.hex(),
             version=VERSION,
-            training_cases=self._worker.training_cases,
-            validation_cases=self._worker.validation_cases,
+            training_cases=self._training_cases,
+            validation_cases=self._validation_cases,
         )
         self._audit.sign_head()
         pause = 0.2
@@ -197,7 +205,8 @@ class Agent:
         if self._paused:
             words = f"{self._paused}; {words}"
         working = self._tasks.working
-        self._report({"notice": words} if working else {"state": "reconnecting", "notice": words})
+        lost = {"notice": words, "connected": False}
+        self._report(lost if working else {**lost, "state": "reconnecting"})
         if time.monotonic() >= self._silent_until:
             _log.info("%s; trying until it answers%s", words, ", and working meanwhile" if working else "")
             self._silent_until = time.monotonic() + _SILENT_SECONDS
@@ -206,8 +215,8 @@ class Agent:
         """Holds one control stream; returns closing words, or None when the stream ended without any."""
         hello = pb.Hello(
             version=VERSION,
-            training_cases=self._worker.training_cases,
-            validation_cases=self._worker.validation_cases,
+            training_cases=self._training_cases,
+            validation_cases=self._validation_cases,
             process=self._process,
         )
         with grpc.secure_channel(
@@ -276,6 +285,9 @@ class Agent:
                 except Cancelled:  # a newer message waits, or `stop`
                     if not self._stopping.is_set():
                         _log.info("round %d: given up, the coordinator has gone on", event.body.name.round)
+            elif isinstance(event.body, pb.SecureStep):
+                with contextlib.suppress(Cancelled):
+                    self._tasks.secure_step(event.body)
             elif isinstance(event.body, pb.Pausing):
                 self._paused = event.body.reason or "the coordinator was stopped and will be back"
                 _log.info("%s", self._paused)
@@ -284,7 +296,8 @@ class Agent:
                 self._audit.record("connected", coordinator=str(self._address))
                 self._dialled = False
                 _log.info("connected to %s (version %s)", self._address, event.body.version)
-                self._report({"notice": ""} if self._tasks.working else {"state": "connected", "notice": ""})
+                there = {"notice": "", "connected": True}
+                self._report(there if self._tasks.working else {**there, "state": "connected"})
                 self._silent_until, self._welcomed, self._refusals, self._paused = 0.0, True, 0, ""
 
     def _again(self, event: Said, seconds: float) -> None:
@@ -345,8 +358,3 @@ class Agent:
             self._refusals += 1
             if self._refusals >= _REFUSALS:
                 raise refused from error
-
-
-def _run_of(identity: Identity) -> bytes:
-    """What tells runs apart: the authority that signed the certificates of both sides."""
-    return x509.load_pem_x509_certificate(identity.authority).fingerprint(hashes.SHA256())

@@ -25,16 +25,23 @@ from client.identity_cli import add_identity_commands
 from client.model_cli import add_model_commands
 from client.places import Place, add_policy_option, command_text, default_work, places, policy_path
 from client.predict_cli import add_predict_command
+from client.site_log import NamesSite, works_for
+from client.site_page.command import add_page_command
 from client.site_status import SiteStatus, read_status, status_text
 from common.cli import exit_codes_epilog, run_command
 from common.errors import UsageError
 from common.study import Study, load_study
 from common.version import VERSION
+from common.watching.logs import FORMATS, Context, set_up_logs
 from common.wording import printable
 
 if TYPE_CHECKING:
     from client.datasets import SiteDataset
     from client.gate import Passed, SiteGate
+    from client.secure_task import SecureTask
+    from common.learning.plan import StudyPlan
+    from common.security.audit import Audit
+    from common.security.certificates import Identity
 
 CACHE_GB = 20.0
 
@@ -79,6 +86,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="the most privacy that all studies of a work folder may spend together, whatever their own budgets "
         "(patient-level privacy; default: each study's budget alone)",
     )
+    start.add_argument(
+        "--metrics", metavar="[HOST:]PORT",
+        help="serve Prometheus metrics, /healthz and /readyz there, on loopback without HOST; there are no passwords",
+    )  # fmt: skip
+    start.add_argument(
+        "--log-format", choices=FORMATS, default="text", help="of what the site says (default: %(default)s)"
+    )
     start.set_defaults(handler=_start)
 
     add_identity_commands(commands)
@@ -87,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_model_commands(commands)
     add_predict_command(commands)
     add_audit_commands(commands)
+    add_page_command(commands)
 
     status = commands.add_parser("status", help="what this site is doing")
     status.add_argument("--work", type=Path, required=True, help="the --work folder the site was started with")
@@ -116,7 +131,7 @@ def _start(options: argparse.Namespace) -> int:
     works = [place.work or default_work(place.site) for place in here]
     identities = [load_identity(folder) for folder in options.identity]
     gates = [_gate(options, study, place, work, address.host) for place, work in zip(here, works, strict=True)]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    set_up_logs(options.log_format, stream=sys.stdout, logger="", context=_log_context(study, options.site))
     passed: list[Passed] = []
     with contextlib.ExitStack() as stack:
         statuses = [
@@ -125,6 +140,10 @@ def _start(options: argparse.Namespace) -> int:
         ]
         for status, identity, folder in zip(statuses, identities, options.identity, strict=True):
             status({"identity": str(folder), "certificate_expires": identity.not_after.timestamp()})
+        if options.metrics is not None:
+            from client.metrics import serve_metrics
+
+            stack.callback(serve_metrics(options.metrics, works).close)
         for gate, site, folder, work in zip(gates, options.site, options.identity, works, strict=True):
             with _refusal_recorded(study, site, folder, work):
                 passed.append(gate.check())
@@ -169,6 +188,12 @@ def _start(options: argparse.Namespace) -> int:
         for site, folder, work in zip(options.site, options.identity, works, strict=True):
             with _refusal_recorded(study, site, folder, work):
                 require_unchanged()
+        secured = [
+            _secure_task(study, site, plan, identity, folder, work, gate, audit)
+            for site, identity, folder, work, gate, audit in zip(
+                options.site, identities, options.identity, works, gates, audits, strict=True
+            )
+        ]
         agents = [
             Agent(
                 study.name,
@@ -181,9 +206,10 @@ def _start(options: argparse.Namespace) -> int:
                 dataset.make_room,
                 audit=audit,
                 gate=gate,
+                secure=secure,
                 renewed=functools.partial(load_identity, folder),
             )
-            for site, worker, identity, work, status, dataset, audit, gate, folder in zip(
+            for site, worker, identity, work, status, dataset, audit, gate, secure, folder in zip(
                 options.site,
                 workers,
                 identities,
@@ -192,11 +218,22 @@ def _start(options: argparse.Namespace) -> int:
                 datasets,
                 audits,
                 gates,
+                secured,
                 options.identity,
                 strict=True,
             )
         ]
         return _run(agents, options.site, statuses)
+
+
+def _log_context(study: Study, sites: list[str]) -> Context:
+    """Of which site a line is: of the only one, or of that whose thread it comes from."""
+
+    def context(record: logging.LogRecord) -> dict[str, str]:
+        site = sites[0] if len(sites) == 1 else str(record.threadName).removeprefix("wardround-")
+        return {"study": study.name} | ({"site": site} if site in sites else {})
+
+    return context
 
 
 @contextlib.contextmanager
@@ -215,6 +252,35 @@ def _refusal_recorded(study: Study, site: str, identity: Path, work: Path) -> It
         ):
             audit.record("start-refused", study=study.name, reason=type(error).__name__)
         raise
+
+
+def _secure_task(
+    study: Study, site: str, plan: StudyPlan, identity: Identity, folder: Path, work: Path, gate: SiteGate, audit: Audit
+) -> SecureTask | None:
+    """The site's side of secure sums; None where the study has none.
+
+    Raises IdentityError where the identity has no key that signs.
+    """
+    if not study.secure_aggregation.required:
+        return None
+    from client.secure_task import SecureTask
+    from client.work import secure_specs
+    from common.secure_aggregation.session import small_cohort_warning
+    from common.security.signing import load_signer
+
+    if warning := small_cohort_warning(len(study.cohort.sites)):
+        logging.warning("%s: %s", site, warning)
+    return SecureTask(
+        study,
+        site,
+        plan.digest,
+        identity.run,
+        secure_specs(plan),
+        signer=load_signer(folder),
+        folder=work,
+        policy=gate.secure_policy,
+        audit=audit,
+    )
 
 
 def _gate(options: argparse.Namespace, study: Study, place: Place, work: Path, host: str) -> SiteGate:
@@ -288,7 +354,12 @@ def _run(agents: list[Any], sites: list[str], statuses: list[SiteStatus]) -> int
 
     failures: list[BaseException] = []
 
+    if len(agents) > 1:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(NamesSite())
+
     def attend(agent: Any, site: str, status: SiteStatus) -> None:
+        works_for(site)
         failure: BaseException | None = None
         try:
             closing = agent.run()

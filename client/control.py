@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from client.site_log import of_this_site
 from common.wire import federation_pb2 as pb
 
 
@@ -56,7 +57,7 @@ class Control:
         self.ended = threading.Event()
         self.say(hello=hello)
         self._stream = stub.Attend(self._drain())
-        threading.Thread(target=self._read, daemon=True, name="wardround-inbox").start()
+        threading.Thread(target=of_this_site(self._read), daemon=True, name="wardround-inbox").start()
 
     def say(self, **body: Any) -> None:
         """Sends a message of this body, in its turn; from any thread."""

@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives import hashes
 
 from common.errors import IdentityError, NetworkError, WardroundError
 from common.failpoints import hit
-from common.security.audit import HEAD, LOG, Audit
+from common.security.audit import Audit
+from common.security.audit_files import HEAD, LOG
 from common.security.certificates import CERTIFICATE, KEY, Identity, load_identity
 from common.security.pem_files import AUTHORITY_CERTIFICATE, certificate_pem, check_dates, make_folder, write_pem
 from common.security.profile import MEMBERS, Role, fingerprint, is_issued_by, study_of

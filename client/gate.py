@@ -19,11 +19,13 @@ from client.policy import (
     Violation,
     is_there,
     read_policy,
+    secure_policy,
     study_violations,
     task_violations,
     violations_text,
 )
 from common.errors import ApprovalError, IdentityError, PolicyError, PolicyFileError, WardroundError
+from common.secure_aggregation.session import SitePolicy
 
 UNREADABLE = "its site's policy cannot be read"
 NOT_APPROVED = "its site's operator does not approve it any more"
@@ -132,6 +134,10 @@ class SiteGate:
         """Goes on with what is known now of the study, and checks it; raises as `check` does."""
         self._proposal = proposal
         return self.check()
+
+    def secure_policy(self) -> SitePolicy:
+        """What the policy asks of a secure sum, now. Raises PolicyFileError."""
+        return secure_policy(read_policy(self._path, required=self._required).policy, self._subject.study)
 
     def refusal(self, kind: str, round_number: int) -> Refusal | None:
         """See `Gate`."""

@@ -77,6 +77,11 @@ def _enrol(options: argparse.Namespace) -> int:
             f"Next: wardround-site review STUDY --data DATA --identity {folder}, then approve and start.\n"
             f"Before {enrolled.until:%Y-%m-%d}: wardround-site rotate --identity {folder}"
         )
+    else:
+        print(
+            f"Next: wardround status --coordinator HOST:PORT --identity {folder} (the address that sites dial).\n"
+            f"Before {enrolled.until:%Y-%m-%d}: wardround-site rotate --identity {folder}"
+        )
     return 0
 
 

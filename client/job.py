@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from client.datasets import Cancelled
 from client.outbox import Outbox, PendingUpdate, TaskKey
+from client.site_log import of_this_site
 from client.work import Keeper, Worker
 from common.errors import RunFolderError
 from common.failpoints import hit
@@ -62,7 +63,7 @@ class Job:
         self._on_batch = on_batch
         self._done = done
         self._cancelled = threading.Event()
-        threading.Thread(target=self._run, daemon=True, name=THREAD).start()
+        threading.Thread(target=of_this_site(self._run), daemon=True, name=THREAD).start()
 
     def cancel(self) -> None:
         """Ends the work at its next batch; wait for `ended` then."""

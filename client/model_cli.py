@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.places import add_policy_option, default_work, policy_path
-from client.trust import Trust, add_trust_options
 from common.errors import IdentityError
+from common.inference.trust import Trust, add_trust_options
 from common.wording import counted, printable
 
 if TYPE_CHECKING:

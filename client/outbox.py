@@ -23,6 +23,7 @@ from typing import Any
 
 from client.room import MakeRoom, no_room, with_room
 from common.errors import RunFolderError, WireError
+from common.secure_aggregation.study_session import broadcast_digest
 from common.wire import federation_pb2 as pb
 from common.wire.partial import disk_hit
 from common.wire.tensors import PARTIAL_SUFFIX, Array, BlobWriter, read_tensors, write_tensors
@@ -44,6 +45,11 @@ class TaskKey:
     number: int
     broadcast: str
     scalars: str
+
+    @property
+    def weights(self) -> bytes:
+        """What the update is computed from, as sites that sum securely agree on it."""
+        return broadcast_digest(bytes.fromhex(self.broadcast), bytes.fromhex(self.scalars))
 
     @staticmethod
     def of(kind: str, task: pb.Task) -> TaskKey:

@@ -22,6 +22,7 @@ from yaml.nodes import Node, ScalarNode
 from client.study_privacy import privacy_of
 from common import study_reader
 from common.errors import PolicyFileError
+from common.secure_aggregation.session import MIN_SITES, SitePolicy, default_threshold
 from common.study import Study
 from common.study_reader import Found
 from common.study_rules import Absent, Choice, Fault, Integer, ListOf, Number, Refused, Text
@@ -117,13 +118,16 @@ class Policy:
     """What a site asks of every study. None asks for nothing.
 
     `minimum_cases` are the site's own. `minimum_cohort` is the fewest sites whose updates are summed: the study's
-    quorum. `hours` are those in which tasks begin. `coordinators` are host names as in `--coordinator`. `models` are
-    the studies whose published models may be fetched.
+    quorum, or with secure aggregation what its sums need. `minimum_threshold` is the fewest sites that may unmask a
+    secure sum together; None asks for more than two thirds of the study's sites. `hours` are those in which tasks
+    begin. `coordinators` are host names as in `--coordinator`. `models` are the studies whose published models may be
+    fetched.
     """
 
     minimum_cases: Annotated[int | None, Integer(1)] = None
     minimum_cohort: Annotated[int | None, Integer(1, 50)] = None
     secure_aggregation: Literal["required", "optional"] = "optional"
+    minimum_threshold: Annotated[int | None, Integer(2, 50)] = None
     differential_privacy: Annotated[DifferentialPrivacy, Absent()] = DifferentialPrivacy()
     hours: Annotated[Hours | None, DailyHours()] = None
     tasks: Annotated[tuple[str, ...], ListOf(Choice(("train", "evaluate")), "tasks", at_least=1, at_most=2)] = (
@@ -151,6 +155,7 @@ TEMPLATE = """\
 minimum_cases: 10               # of this site's own, sound cases
 minimum_cohort: 3               # sites whose updates are summed: the study's quorum must be as large
 secure_aggregation: optional    # or: required
+# minimum_threshold: 4          # of a secure sum; left out: more than two thirds of the study's sites
 # differential_privacy:         # required where maximum_epsilon is given
 #   maximum_epsilon: 8          # of each study, and of all that add noise here together
 #   at_delta: 1e-5
@@ -166,6 +171,13 @@ tasks: [train, evaluate]
 
 def parse_policy(text: str, source: str = "policy") -> Policy:
     """Parses a policy; `source` is what errors call the file. Raises PolicyFileError with a line for each problem."""
+    if not text.strip():
+        raise PolicyFileError(
+            f"{source}: the policy file is empty, as one that was cut off; write the policy as `wardround-site policy "
+            "init` makes it, or where it is to ask for nothing, the line `tasks: [train, evaluate]`"
+        )
+    if not any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
+        return NO_POLICY  # every line begins with #
     return study_reader.read(Policy, text, source, _RELATIONS, what="policy file", error=PolicyFileError)
 
 
@@ -274,11 +286,12 @@ def study_violations(policy: Policy, proposal: Proposal) -> list[Violation]:
 
     if policy.minimum_cases is not None and proposal.cases is not None and proposal.cases < policy.minimum_cases:
         refuse("minimum_cases", f"at least {policy.minimum_cases} cases, this site has {proposal.cases}")
-    if policy.minimum_cohort is not None and study.cohort.quorum < policy.minimum_cohort:
+    fewest, key = fewest_summed(study)
+    if policy.minimum_cohort is not None and fewest < policy.minimum_cohort:
         refuse(
             "minimum_cohort",
             f"at least {counted(policy.minimum_cohort, 'site')} in every sum, a round of this study counts with "
-            f"{study.cohort.quorum} (cohort.quorum)",
+            f"{fewest} ({key})",
         )
     if proposal.coordinator is not None and (words := _coordinator_is_refused(policy, proposal.coordinator)):
         refuse("coordinators", words)
@@ -290,11 +303,44 @@ def study_violations(policy: Policy, proposal: Proposal) -> list[Violation]:
     return found + _privacy_violations(policy, study)
 
 
-def _privacy_violations(policy: Policy, study: Study) -> list[Violation]:
-    privacy, wanted, found = privacy_of(study), policy.differential_privacy, []
-    if policy.secure_aggregation == "required" and not privacy.secure_aggregation:
+def fewest_summed(study: Study) -> tuple[int, str]:
+    """The fewest sites in a sum of the study, and the key that says so."""
+    secure = study.secure_aggregation
+    if not secure.required:
+        return study.cohort.quorum, "cohort.quorum"
+    if secure.threshold >= secure.minimum_cohort:
+        return secure.threshold, "secure_aggregation.threshold"
+    return secure.minimum_cohort, "secure_aggregation.minimum_cohort"
+
+
+def secure_policy(policy: Policy, study: Study) -> SitePolicy:
+    """What a site asks of each secure sum of a study."""
+    return SitePolicy(
+        minimum_cohort=max(MIN_SITES, policy.minimum_cohort or 0),
+        minimum_threshold=policy.minimum_threshold or default_threshold(len(study.cohort.sites)),
+    )
+
+
+def _secure_violations(policy: Policy, study: Study) -> list[Violation]:
+    secure = study.secure_aggregation
+    if not secure.required:
+        if policy.secure_aggregation == "optional":
+            return []
         words = "required, this study has none: the coordinator would see this site's own update"
-        found.append(Violation("secure_aggregation", words))
+        return [Violation("secure_aggregation", words)]
+    wanted = secure_policy(policy, study).minimum_threshold
+    if secure.threshold >= wanted:
+        return []
+    words = (
+        f"at least {counted(wanted, 'site')} to unmask a sum, in this study it takes {secure.threshold} "
+        "(secure_aggregation.threshold)"
+    )
+    return [Violation("minimum_threshold", words)]
+
+
+def _privacy_violations(policy: Policy, study: Study) -> list[Violation]:
+    privacy, wanted = privacy_of(study), policy.differential_privacy
+    found = _secure_violations(policy, study)
     if wanted.maximum_epsilon is None:
         return found
     asked = f"epsilon at most {wanted.maximum_epsilon:g} at delta {wanted.at_delta:g}"

@@ -23,7 +23,6 @@ from client.predict_outputs import (
     write_results,
 )
 from client.predict_table import MEASUREMENTS, merge_measurements, read_table
-from client.trust import Trust
 from common.errors import DataError, UsageError, WardroundError
 from common.imaging.case import Case
 from common.imaging.layouts.options import Layout
@@ -35,6 +34,7 @@ from common.inference.lite import LiteModel
 from common.inference.measurements import Measurement, measurements_of
 from common.inference.prediction import predict_case
 from common.inference.published import PublishedModel, open_published
+from common.inference.trust import Trust
 from common.wording import printable
 
 

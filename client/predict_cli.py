@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from client.trust import add_trust_options
+from common.inference.trust import add_trust_options
 
 _EPILOG = """\
 files in OUT, of an input called NAME:

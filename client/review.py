@@ -20,6 +20,7 @@ from client.study_privacy import StudyPrivacy, privacy_of
 from common.errors import StudyError, UsageError
 from common.imaging.case import Case
 from common.network_sizes import size_of
+from common.secure_aggregation.packing import WORD_BITS, packed_bytes
 from common.study import Study
 from common.wording import counted, listed, printable
 
@@ -260,6 +261,8 @@ _BESIDE_THE_UPDATE = {
 
 def leaving(study: Study, weights: int, update_bytes: int) -> dict[str, str]:
     """What a study sends, by occasion."""
+    if study.secure_aggregation.required:
+        return _leaving_securely(study, weights)
     update = f"{weights:,} weights = {update_bytes:,} bytes{_BESIDE_THE_UPDATE[study.privacy.unit]}"
     found = {
         "once": "this site's name, the version of Wardround, its numbers of training and validation cases",
@@ -269,6 +272,24 @@ def leaving(study: Study, weights: int, update_bytes: int) -> dict[str, str]:
     if study.evaluation.validation_fraction > 0:
         found["evaluations"] = f"{counted(2 * len(study.task.foreground), 'number')}: Dice of each class over this "
         found["evaluations"] += "site's validation cases together, and whether the class occurred; their number"
+    return found
+
+
+def _leaving_securely(study: Study, weights: int) -> dict[str, str]:
+    """What leaves where sums are secure: under masks, numbers that say nothing by themselves."""
+    size = packed_bytes(weights, WORD_BITS)
+    noised = {"none": "", "site": ", clipped", "patient": ", with this site's noise"}[study.privacy.unit]
+    counts = "the numbers of batches and patches" if study.privacy.unit == "none" else "the number of steps"
+    loss = "the training loss, " if study.privacy.unit == "none" else ""
+    found = {
+        "once": "this site's name and the version of Wardround; no number of cases",
+        "each round": f"under masks an update of {weights:,} weights{noised}, its weight, {loss}{counts}: at most "
+        f"{size:,} bytes and a little; beside it keys and shares of keys",
+        "meanwhile": "what it is at (training, evaluation), and in a few fixed words why it cannot go on",
+    }
+    if study.evaluation.validation_fraction > 0:
+        found["evaluations"] = "under masks Dice of each class over this site's validation cases together, and whether "
+        found["evaluations"] += "the class occurred"
     return found
 
 
@@ -286,7 +307,8 @@ def privacy_words(privacy: StudyPrivacy) -> dict[str, str]:
         "differential privacy": "not used: nothing bounds what an update says of one patient"
         if privacy.unit == "none"
         else spent,
-        "secure aggregation": "the coordinator can read the sum of the updates only"
+        "secure aggregation": "the coordinator can read sums alone: of updates, losses, counts and Dice. It sees which "
+        "sites took part, when, and for how long; and what a sum itself says of its sites is not hidden"
         if privacy.secure_aggregation
         else "not used: the coordinator can read this site's own update",
     }

@@ -6,11 +6,14 @@ import fcntl
 import json
 import logging
 import shlex
+import shutil
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from client.alerts import site_alerts
 from common.disk import is_full
 from common.errors import (
     ApprovalError,
@@ -24,7 +27,9 @@ from common.errors import (
     StudyError,
     WardroundError,
 )
+from common.security.audit import AuditDamagedError
 from common.security.expiry import expiry_words
+from common.watching.alert import Alert
 
 STOPPED = "stopped"
 FAILED = "failed"
@@ -43,9 +48,16 @@ _NEXT: tuple[tuple[type[BaseException], str], ...] = (
     (ApprovalError, "Review the study, approve it if it may run, as the message says, then start the site again."),
     (PolicyError, "Have the study changed, or change this site's policy, then start the site again."),
     (PolicyFileError, "Correct the policy file as the message says, then start the site again."),
+    (
+        AuditDamagedError,
+        "Find out who changed the log, and keep audit.log and audit.head for that. Once both are moved out of the work "
+        "folder, start the site again: a new log begins.",
+    ),
     (RunFolderError, f"See to the work folder as the message says. {AGAIN}"),
     (WardroundError, f"Remove the cause that the message names. {AGAIN}"),
 )
+_STAMPED = ("state", "connected")  # `<name>_since` says, as Unix time, when they became what they are
+_SAID_OTHERWISE = ("site-failed", "certificate-ending", "budget-ending")  # what `status_text` has lines for
 _LOCK_SECONDS = 5.0  # a killed site takes a moment to go, and `wardround-site status` holds the lock for an instant
 
 
@@ -84,6 +96,9 @@ class SiteStatus:
         with self._writing:
             if self._lock is None:  # whoever works on after the end is not heard any more
                 return
+            for name in _STAMPED:
+                if name in fields and fields[name] != self._fields.get(name):
+                    self._fields[f"{name}_since"] = time.time()
             self._fields.update(fields)
             self._try_to_write()
 
@@ -133,7 +148,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     """What the site of this work folder last said, and `running`: whether it is alive now.
 
     Of a site that is not, `state` is ``stopped`` or ``failed`` (`last_state` says where, `notice` why, and `next_step`
-    what to do), or ``finished``.
+    what to do), or ``finished``. `disk_free` is of the work folder's disk; `alerts` are those of `client.alerts`.
 
     Raises
     ------
@@ -146,7 +161,8 @@ def read_status(folder: Path) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: no status there; give the --work folder of a site that was started") from error
-    return {**(fields if running else _ended(fields)), "running": running}
+    found = {**(fields if running else _ended(fields)), "running": running, "disk_free": _free(folder)}
+    return {**found, "alerts": [asdict(one) for one in site_alerts(found, now=time.time(), disk_free=_free(folder))]}
 
 
 def status_text(status: dict[str, Any]) -> str:
@@ -167,11 +183,19 @@ def status_text(status: dict[str, Any]) -> str:
             f"this site's certificate {words}; renew it with `wardround-site rotate --identity "
             f"{shlex.quote(status.get('identity', 'DIR'))}`"
         )
+    lines += [Alert(**one).text() for one in status.get("alerts") or () if one["code"] not in _SAID_OTHERWISE]
     if status.get("notice"):
         lines.append(status["notice"])
     if status.get("next_step", lines[-1]) != lines[-1]:
         lines.append(status["next_step"])
     return "\n".join(lines)
+
+
+def _free(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 def _ended(fields: dict[str, Any]) -> dict[str, Any]:

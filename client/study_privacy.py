@@ -17,8 +17,7 @@ class StudyPrivacy:
     unit : whose data noise hides, "patient" (added at the site) or "site" (added by the coordinator); "none" without
         differential privacy.
     epsilon, delta : the study's budget; both 0 without differential privacy.
-    secure_aggregation : whether the coordinator can read only the sum of the updates; no study of this version asks
-        for that.
+    secure_aggregation : whether the coordinator can read only the sum of the updates.
     """
 
     personal: str
@@ -31,4 +30,5 @@ class StudyPrivacy:
 def privacy_of(study: Study) -> StudyPrivacy:
     """The study's settings."""
     privacy = study.privacy
-    return StudyPrivacy(study.training.personal, privacy.unit, privacy.epsilon, privacy.delta)
+    secure = study.secure_aggregation.required
+    return StudyPrivacy(study.training.personal, privacy.unit, privacy.epsilon, privacy.delta, secure)

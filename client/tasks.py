@@ -18,9 +18,12 @@ from client.gate import Gate, Refusal
 from client.job import Job
 from client.outbox import Outbox, PendingUpdate, TaskKey
 from client.room import MakeRoom, no_room
+from client.secure_task import Masked, SecureTask, Step
+from client.tally import Tally
+from client.task_records import CONTENTS, CONTENTS_PRIVATE, CONTENTS_SECURE, KIND_NUMBERS, KINDS, named, offered, sent
 from client.transfer import BroadcastStore, join_scalars, upload, was_taken
 from client.work import Keeper, Spender, Worker
-from common.errors import BudgetSpentError, DataError, RunFolderError, WireError
+from common.errors import BudgetSpentError, DataError, PolicyFileError, ProtocolError, RunFolderError, WireError
 from common.privacy.accounting import BUDGET_SPENT
 from common.security.audit import NO_AUDIT, Audit
 from common.wire import federation_pb2 as pb
@@ -28,21 +31,9 @@ from common.wire.partial import disk_hit
 from common.wire.tensors import read_tensors
 
 _log = logging.getLogger("wardround.site")
-KINDS = {pb.TRAIN: "train", pb.EVALUATE: "evaluate"}
-_KIND_NUMBERS = {name: number for number, name in KINDS.items()}
-CONTENTS = {
-    "train": "change of the model's weights, number of batches; without differential privacy also sum of the training "
-    "loss and number of patches",
-    "evaluate": "Dice of each class over all validation cases, and which classes occurred",
-}
-CONTENTS_PRIVATE = {
-    **CONTENTS,
-    "train": "change of the model's weights with this site's noise, the study's number of steps; beside it the epsilon "
-    "spent so far",
-}
-"""What an update consists of, in words (docs/what-leaves.md has every tensor); the latter of a `Spender`."""
 _STAGES = {"train": "training", "evaluate": "evaluation"}
 _PROGRESS_SECONDS = 0.5
+_ALIVE_SECONDS = 20.0  # where nothing is said but that it goes on
 _SETTLE_SECONDS = 10.0
 _TRIES = 3
 _T = TypeVar("_T")
@@ -62,6 +53,7 @@ class Tasks:
     make_room : called where the disk is full.
     audit : where it is recorded what comes and what goes, before it goes.
     gate : says which tasks are worked on.
+    secure : takes part in secure sums, where the study has them: no update is sent but through it.
     """
 
     def __init__(
@@ -77,9 +69,11 @@ class Tasks:
         make_room: MakeRoom = no_room,
         audit: Audit = NO_AUDIT,
         gate: Gate,
+        secure: SecureTask | None = None,
     ) -> None:
         self._envelope = envelope
         self._gate = gate
+        self._secure = secure
         self._worker = worker
         self._keeper = worker if isinstance(worker, Keeper) else None
         self._spender = worker if isinstance(worker, Spender) else None
@@ -94,6 +88,7 @@ class Tasks:
         self._job: Job | None = None
         self._progress_due = 0.0
         self._audit = audit
+        self._tally = Tally()
         self._progress_messages = 0  # since they were last recorded
 
     @property
@@ -132,7 +127,7 @@ class Tasks:
             refusal = self._gate.refusal(key.kind, key.number)
             if refusal is not None and (pending is None or refusal.opens_in is None):  # hours bound when work begins
                 return self._refuse(task, key, refusal)
-            self._audit.record("task-received", **_named(task.name), broadcast=task.broadcast.sha256.hex())
+            self._audit.record("task-received", **named(task.name), broadcast=task.broadcast.sha256.hex())
             if pending is not None:
                 _log.info("round %d (%s): its update is here already, and is sent", key.number, key.kind)
                 self._deliver(pending, task)
@@ -232,10 +227,11 @@ class Tasks:
         tensors = _again_if_damaged(lambda: self._broadcasts.fetch(self._stub, self._envelope, task, step))
         self._audit.record(
             "broadcast-received",
-            **_named(task.name),
+            **named(task.name),
             bytes=self._broadcasts.received,
             sha256=task.broadcast.sha256.hex(),
         )
+        self._report(self._tally.downloaded(self._broadcasts.received))
         broadcast = join_scalars(tensors, task.scalars, self._worker.expected(key.kind))
         self._say_stage(task, _STAGES[key.kind])
         self._progress_due = 0.0
@@ -250,8 +246,81 @@ class Tasks:
             done=self._done,
         )
 
+    def secure_step(self, step: pb.SecureStep) -> None:
+        """Answers a step of secure aggregation for the task under way; raises as `begin` does."""
+        task = self._task
+        if (
+            self._secure is None
+            or task is None
+            or (task.name.kind, task.name.round) != (step.task.kind, step.task.round)
+        ):
+            return  # of a round that is over
+        kind = KINDS[task.name.kind]
+        key = TaskKey.of(kind, task)
+        pending = self._update_of(key)
+        if pending is None:
+            return
+        refusal = self._gate.refusal(kind, key.number)
+        if refusal is not None and refusal.opens_in is None:
+            self._refuse(task, key, refusal)
+            return
+        asked = Step(kind, key.number, step.task.attempt, key.weights, step.session, step.content)
+        try:
+            answer = self._secure.answer(asked, lambda: read_tensors(pending.path, digest=pending.sha256))
+            if isinstance(answer, bytes):
+                self._say_secure(step.task, answer)
+            else:
+                self._upload_masked(answer, pending, step.task)
+        except (ProtocolError, PolicyFileError) as error:
+            _log.warning("round %d (%s): refused: %s", key.number, kind, error)
+            self._fail(task, f"it refused the secure sum: {type(error).__name__}")
+            self._report({"state": "refusing", "round": key.number, "notice": f"round {key.number}: {error}"})
+        except RunFolderError:
+            self._fail(task, "its work folder can no longer be used")
+            raise
+        except WireError as error:
+            _log.warning("round %d (%s): %s", key.number, kind, error)
+            self._fail(task, "its update was damaged on its disk or on the line")
+
+    def _say_secure(self, name: pb.TaskName, content: bytes = b"") -> None:
+        if self._control is not None:
+            self._control.say(secure=pb.SecureStep(task=name, content=content))
+
+    def _upload_masked(self, masked: Masked, pending: PendingUpdate, name: pb.TaskName) -> None:
+        """Sends a masked update; what it says beside is the same whatever the data are."""
+        header = pb.UploadHeader(
+            envelope=self._envelope,
+            task=name,
+            blob=pb.Blob(sha256=masked.sha256, size=masked.size),
+            timing=pb.Timing(),
+            broadcast_sha256=bytes.fromhex(pending.key.broadcast),
+        )
+
+        def step() -> None:
+            if self._stopping.is_set():
+                raise Cancelled
+
+        def asked(position: int) -> None:
+            self._tally.uploaded(masked.size - position)
+            about = {"bytes": masked.size - position, "of_bytes": masked.size, "sha256": masked.sha256.hex()}
+            contents = CONTENTS_SECURE[pending.key.kind]
+            self._audit.record(
+                "update-sent", **named(name), **about, broadcast=pending.key.broadcast, contents=contents, cases=0
+            )
+
+        self._say_stage(pb.Task(name=name), "upload")
+        receipt = _again_if_damaged(lambda: upload(self._stub, header, masked.path, asked=asked, step=step))
+        self._record_answer(masked.sha256, name, receipt.accepted)
+        if not receipt.accepted:
+            _log.warning("round %d: its masked update was not taken: %s", name.round, receipt.reason)
+
     def _deliver(self, pending: PendingUpdate, task: pb.Task) -> None:
-        """Sends an update and does what its receipt says."""
+        """Sends an update and does what its receipt says; in a study with secure sums, says that it is ready."""
+        if self._secure is not None:
+            _log.info("round %d (%s): ready for the secure sum", pending.key.number, pending.key.kind)
+            self._say_secure(task.name)
+            self._report({"state": "waiting", "round": pending.key.number, "batch": 0, "batches": 0, "notice": ""})
+            return
         key, keeper = pending.key, self._keeper if pending.key.kind == "train" else None
         header = self._header(pending, task.name)
 
@@ -264,26 +333,29 @@ class Tasks:
                 keeper.sending(key.number)
 
         def offer() -> pb.UploadReceipt:
-            self._audit.record("update-offered", **_offered(header))
+            self._audit.record("update-offered", **offered(header))
             return upload(self._stub, header, pending.path, begins=begins, asked=asked, ends=ends, step=step)
 
         def asked(position: int) -> None:
             contents = CONTENTS if self._spender is None else CONTENTS_PRIVATE
-            self._audit.record("update-sent", **_sent(pending, task.name, position, contents[key.kind]))
+            self._tally.uploaded(pending.size - position)
+            self._audit.record("update-sent", **sent(pending, task.name, position, contents[key.kind]))
 
         def ends() -> None:
             if keeper is not None:
                 keeper.sent(key.number)
 
         self._say_stage(task, "upload")
+        began = time.monotonic()
         try:
             receipt = _again_if_damaged(offer)
         except WireError:
             self._answered(pending, accepted=False)
             raise
         disk_hit("site.receipt", pending.path)
-        self._record_answer(pending, task.name, receipt.accepted)
+        self._record_answer(pending.sha256, task.name, receipt.accepted)
         self._answered(pending, accepted=receipt.accepted)
+        self._report(self._tally.answered(pending, time.monotonic() - began, accepted=receipt.accepted))
         if receipt.accepted:
             _log.info("round %d (%s): sent after %.1f s of work", key.number, key.kind, pending.work)
             self._report({"state": "waiting", "round": key.number, "batch": 0, "batches": 0, "notice": ""})
@@ -291,12 +363,12 @@ class Tasks:
             _log.warning("round %d (%s): not taken: %s", key.number, key.kind, receipt.reason)
             self._report({"state": "waiting", "notice": f"round {key.number}: not taken: {receipt.reason}"})
 
-    def _record_answer(self, pending: PendingUpdate, name: pb.TaskName, accepted: bool) -> None:
+    def _record_answer(self, sha256: bytes, name: pb.TaskName, accepted: bool) -> None:
         self._audit.record(
             "update-answered",
-            **_named(name),
+            **named(name),
             accepted=accepted,
-            sha256=pending.sha256.hex(),
+            sha256=sha256.hex(),
             progress_messages=self.progress_messages(),
         )
         self._audit.sign_head()
@@ -313,9 +385,9 @@ class Tasks:
             return
         accepted = False
         if self._keeper is not None and pending.key.kind == "train" and self._fits(pending):
-            name = pb.TaskName(kind=_KIND_NUMBERS[pending.key.kind], round=pending.key.number, attempt=1)
+            name = pb.TaskName(kind=KIND_NUMBERS[pending.key.kind], round=pending.key.number, attempt=1)
             header = self._header(pending, name)
-            self._audit.record("update-asked-after", **_offered(header))
+            self._audit.record("update-asked-after", **offered(header))
             accepted = was_taken(self._stub, header, seconds)
             _log.info("round %d: its update was %s", pending.key.number, "taken" if accepted else "not taken")
         self._answered(pending, accepted=accepted)
@@ -366,50 +438,30 @@ class Tasks:
     # --- what is said -------------------------------------------------------------------------------------------------
 
     def _say(self, job: Job, batch: int, batches: int) -> None:
-        """In the job's thread: how far it is, about twice a second."""
-        if batch in (1, batches) or time.monotonic() >= self._progress_due:
-            self._progress_due = time.monotonic() + _PROGRESS_SECONDS
+        """In the job's thread: how far it is, about twice a second; how often tells no count that is not shown."""
+        counted = self._counts_shown(job.key.kind)
+        if time.monotonic() >= self._progress_due or (batch in (1, batches) and counted):
+            self._progress_due = time.monotonic() + (_PROGRESS_SECONDS if counted else _ALIVE_SECONDS)
             self._say_stage(job.task, _STAGES[job.key.kind], batch, batches)
+
+    def _counts_shown(self, kind: str) -> bool:
+        """Whether batches may be told: with secure sums they give the number of cases away, in private training by
+        their times who was drawn."""
+        return self._secure is None and not (self._spender is not None and kind == "train")
 
     def _say_stage(self, task: pb.Task, stage: str, batch: int = 0, batches: int = 0) -> None:
         control = self._control
         if control is not None:
             self._progress_messages += 1
-            control.say(progress=pb.Progress(task=task.name, stage=stage, batch=batch, batches=batches))
+            shown = (batch, batches) if self._counts_shown(KINDS[task.name.kind]) else (0, 0)
+            control.say(progress=pb.Progress(task=task.name, stage=stage, batch=shown[0], batches=shown[1]))
         self._report({"state": stage, "round": task.name.round, "batch": batch, "batches": batches})
 
     def _fail(self, task: pb.Task, reason: str) -> None:
         if self._control is not None:
             with contextlib.suppress(RunFolderError):  # it may be the very failure
-                self._audit.record("failure-sent", **_named(task.name), reason=reason)
+                self._audit.record("failure-sent", **named(task.name), reason=reason)
             self._control.say(failure=pb.Failure(task=task.name, reason=reason))
-
-
-def _named(name: pb.TaskName) -> dict[str, Any]:
-    """A task as it is recorded."""
-    return {"kind": KINDS[name.kind], "round": name.round, "attempt": name.attempt}
-
-
-def _offered(header: pb.UploadHeader) -> dict[str, Any]:
-    """What an upload's header says, as it is recorded."""
-    offered = {**_named(header.task), "sha256": header.blob.sha256.hex(), "cases": header.timing.cases}
-    if header.HasField("privacy"):
-        offered |= {"epsilon": header.privacy.epsilon, "delta": header.privacy.delta}
-    return offered
-
-
-def _sent(pending: PendingUpdate, name: pb.TaskName, position: int, contents: str) -> dict[str, Any]:
-    """What is about to leave, as it is recorded."""
-    return {
-        **_named(name),
-        "bytes": pending.size - position,
-        "of_bytes": pending.size,
-        "sha256": pending.sha256.hex(),
-        "broadcast": pending.key.broadcast,
-        "contents": contents,
-        "tensors": len(read_tensors(pending.path)),
-        "cases": pending.cases,
-    }
 
 
 def _again_if_damaged(transfer: Callable[[], _T]) -> _T:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from common.secure_aggregation.masking import InputSpec, payload_bytes
 from common.wire.tensors import Array, TensorSpec, encoded_size
 
 if TYPE_CHECKING:
@@ -136,9 +137,20 @@ def site_plan(study: Study) -> StudyPlan:
 
 
 def update_bytes(plan: StudyPlan) -> dict[str, int]:
-    """The size of what is sent for a task, by its kind, to the byte."""
+    """The size of what is sent for a task, by its kind, to the byte; of masked updates the most, without a header."""
     rounds = {"train": plan.train, "evaluate": plan.evaluate}
-    return {kind: encoded_size(one.sent) for kind, one in rounds.items() if one is not None}
+    sites = len(plan.study.cohort.sites)
+    return {
+        kind: payload_bytes(one.secure, sites) if one.secure else encoded_size(one.sent)
+        for kind, one in rounds.items()
+        if one is not None
+    }
+
+
+def secure_specs(plan: StudyPlan) -> dict[str, Sequence[InputSpec]]:
+    """Shapes and bit widths of what is summed securely for a task, by its kind."""
+    rounds = {"train": plan.train, "evaluate": plan.evaluate}
+    return {kind: one.secure for kind, one in rounds.items() if one is not None}
 
 
 def site_worker(

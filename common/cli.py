@@ -1,9 +1,8 @@
-"""What both commands share: a failure becomes one message and a documented exit code; JSON for programs; a log."""
+"""What both commands share: a failure becomes one message and a documented exit code; JSON for programs."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import select
 import sys
@@ -83,15 +82,6 @@ def run_command(main: Callable[[], int]) -> int:
 def print_json(value: Any) -> None:
     """A command's result for programs."""
     print(json.dumps(value, indent=1))
-
-
-def log_to_stderr() -> None:
-    """What a process that serves says of itself, a line an event."""
-    handler, logger = logging.StreamHandler(sys.stderr), logging.getLogger("wardround")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False  # TensorFlow Federated gives the root logger a handler
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

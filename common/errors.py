@@ -100,3 +100,7 @@ class PolicyError(WardroundError):
 
 class BudgetSpentError(TrainingError):
     """The next round would spend more privacy than the study, or the site, allows; it does not begin."""
+
+
+class RoundSkippedError(ProtocolError):
+    """A round's secure sum failed once unmasking had begun: the study goes on with the next round, without this one."""

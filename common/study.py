@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 from common import study_reader
 from common.errors import StudyError
 from common.network_traits import NETWORKS
+from common.secure_aggregation.session import MIN_SITES, default_threshold
 from common.study_reader import Found
 from common.study_rules import (
     Absent,
@@ -35,6 +36,7 @@ from common.study_rules import (
     Text,
     When,
 )
+from common.wording import counted
 
 ENCODERS = ("mobilenetv3", "xception")
 AUGMENTATIONS = (
@@ -284,6 +286,35 @@ NO_PRIVACY = Privacy(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecureAggregation:
+    """Whether the coordinator sees sums alone, and what they ask for (`common.secure_aggregation`).
+
+    `protocol` "bonawitz": no update, weight, metric or count of one site leaves it but masked. A round needs
+    `threshold` sites to unmask, and sums the updates of `minimum_cohort` sites or more.
+
+    Sums are of whole numbers. Values of an update beyond plus or minus `largest_update` are clipped to it, and what is
+    within is rounded to as many steps as leave the sums 32 bits. A site with more patches a round than `largest_weight`
+    counts as one with so many.
+    """
+
+    protocol: Literal["none", "bonawitz"] = "none"
+    threshold: Annotated[int, Integer(2, 50), When("protocol", ("bonawitz",), 0)]
+    minimum_cohort: Annotated[int, Integer(3, 50), When("protocol", ("bonawitz",), 0)]
+    largest_update: Annotated[float, Number(above=0, maximum=1e6), When("protocol", ("bonawitz",), 1.0)]
+    largest_weight: Annotated[int, Integer(1, 10_000_000), When("protocol", ("bonawitz",), 10_000)]
+
+    @property
+    def required(self) -> bool:
+        """Whether the study's sums are secure."""
+        return self.protocol != "none"
+
+
+NO_SECURE_AGGREGATION = SecureAggregation(
+    protocol="none", threshold=0, minimum_cohort=0, largest_update=0.0, largest_weight=0
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """A whole study file, every default resolved."""
 
@@ -300,6 +331,7 @@ class Study:
     evaluation: Annotated[Evaluation, Absent()]
     publishing: Annotated[Publishing, Absent()]
     privacy: Annotated[Privacy, Absent(), Later()] = NO_PRIVACY
+    secure_aggregation: Annotated[SecureAggregation, Absent(), Later()] = NO_SECURE_AGGREGATION
 
     def canonical(self) -> str:
         """Canonical JSON, every default resolved: files that mean the same give the same text."""
@@ -484,6 +516,41 @@ def _privacy_is_whole(found: Found) -> None:
             found.refuse(path, found.nodes[path], f"{shown} with privacy.unit: patient ({instead})")
 
 
+def _secure_aggregation_is_possible(found: Found) -> None:
+    section = "secure_aggregation"
+    known = found.known(f"{section}.protocol", "cohort.sites")
+    if known is None or known[0] == "none":
+        return
+    protocol, sites = known[0], len(known[1])
+    if sites < MIN_SITES:
+        expected = f"none with {counted(sites, 'site')}: a sum of fewer than {MIN_SITES} updates hides none of them"
+        found.refuse(f"{section}.protocol", found.nodes[f"{section}.protocol"], expected)
+        return
+    path = "model.normalization"
+    if found.known(path) == ["batch"]:
+        expected = f"no batch normalization with {section}.protocol: {protocol} (its moments have no known range)"
+        found.refuse(path, found.nodes[path], expected)
+    threshold, cohort = f"{section}.threshold", f"{section}.minimum_cohort"
+    if found.values.get(threshold) == 0:
+        found.values[threshold] = default_threshold(sites)
+    if found.values.get(cohort) == 0 and (given := found.known(threshold)):
+        found.values[cohort] = max(MIN_SITES, given[0])
+    if (given := found.known(threshold)) and not sites // 2 < given[0] <= sites:
+        expected = f"{sites // 2 + 1} to {sites}, more than half of the {sites} sites of cohort.sites and at most all"
+        found.refuse(threshold, found.nodes[threshold], expected)
+        return
+    if (given := found.known(cohort)) and given[0] > sites:
+        found.refuse(cohort, found.nodes[cohort], f"at most {sites}, the number of sites")
+        return
+    quorum = "cohort.quorum"
+    if (given := found.known(quorum, threshold, cohort)) and given[0] < max(given[1:]):
+        expected = f"{max(given[1:])} or more, {section}'s threshold ({given[1]}) and minimum cohort ({given[2]})"
+        found.refuse(quorum, found.nodes[quorum], expected)
+    weight, patches, epochs = f"{section}.largest_weight", "training.patches_per_epoch", "training.local_epochs"
+    if weight not in found.nodes and (given := found.known(patches, epochs)) and given[0] is not None:
+        found.values[weight] = min(given[0] * given[1], 10_000_000)
+
+
 _RELATIONS: tuple[Callable[[Found], None], ...] = (
     _classes_fit_labels,
     _keys_fit_the_model,
@@ -497,4 +564,5 @@ _RELATIONS: tuple[Callable[[Found], None], ...] = (
     _float32_is_published,
     _fold_is_one_of_the_folds,
     _privacy_is_whole,
+    _secure_aggregation_is_possible,
 )

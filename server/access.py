@@ -24,13 +24,19 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from common.errors import IdentityError, WardroundError
 from common.security.profile import Role, owner_of
-from common.security.revocation import RevocationFile, Revoked
+from common.security.revocation import RevocationFile, RevocationList, Revoked
 
 _log = logging.getLogger("wardround.coordinator")
 _POLL_SECONDS: Final = 0.5
 _SITES: Final[tuple[Role, ...]] = ("site",)
 _ROLES: Final[Mapping[str, tuple[Role, ...]]] = MappingProxyType(
-    {"/wardround.v1.Federation/Fetch": ("site", "investigator")}
+    {
+        "/wardround.v1.Federation/Fetch": ("site", "investigator"),
+        "/wardround.operation.v1.Operation/Status": ("observer", "investigator"),
+        "/wardround.operation.v1.Operation/Rounds": ("observer", "investigator"),
+        "/wardround.operation.v1.Operation/Stop": ("investigator",),
+        "/wardround.operation.v1.Operation/Publish": ("investigator",),
+    }
 )
 """Who may make a call, where it is not sites alone."""
 
@@ -60,6 +66,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ----------
     revoked : who was shut out.
     on_revoked : called, in the server's loop, with each owner that is found in the list anew, before its calls end.
+    on_denied : called there with who made a call that its role may not make, and the call's name; once for each.
 
     Attributes
     ----------
@@ -76,6 +83,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._told: dict[tuple[Role, str], float] = {}
         self._said = ""
         self.on_revoked: Callable[[Revoked], None] = lambda entry: None
+        self.on_denied: Callable[[Member, str], None] = lambda member, call: None
+        self._denied: set[tuple[Role, str, str]] = set()
         self.expiries: dict[str, float] = {}
         self._file.current()
 
@@ -83,6 +92,10 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def of(identity: Path, authority: bytes) -> Access:
         """By the list in the folder of the coordinator's identity. Raises as the class."""
         return Access(RevocationFile(identity, authority))
+
+    def newest(self) -> RevocationList:
+        """The list as it was last seen."""
+        return self._file.newest
 
     def revoked(self, role: Role, name: str) -> Revoked | None:
         """Why somebody is shut out; None where it is not, or was invited again since."""
@@ -93,12 +106,12 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(details)
         if handler is None:  # no such call
             return None
-        roles = _ROLES.get(details.method, _SITES)
+        method = str(details.method)
         if handler.response_streaming:
             streaming = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
             async def stream(request: Any, context: Any) -> AsyncGenerator[Any, None]:
-                async with self._entered(context, roles), contextlib.aclosing(streaming(request, context)) as messages:
+                async with self._entered(context, method), contextlib.aclosing(streaming(request, context)) as messages:
                     async for message in messages:
                         yield message
 
@@ -111,7 +124,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         single = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
         async def call(request: Any, context: Any) -> Any:
-            async with self._entered(context, roles):
+            async with self._entered(context, method):
                 return await single(request, context)
 
         make = (
@@ -120,10 +133,11 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return make(call, handler.request_deserializer, handler.response_serializer)
 
     @contextlib.asynccontextmanager
-    async def _entered(self, context: Any, roles: tuple[Role, ...]) -> AsyncGenerator[None, None]:
-        """Around a call: its caller has one of these roles, and is not revoked, or is not any more."""
-        member = await member_of(context)
+    async def _entered(self, context: Any, method: str) -> AsyncGenerator[None, None]:
+        """Around a call: its caller has one of the call's roles, and is not revoked, or is not any more."""
+        member, roles = await member_of(context), _ROLES.get(method, _SITES)
         if member.role not in roles:
+            self._deny(member, method.rpartition("/")[2])
             await abort(
                 context,
                 f"the certificate is of {member.role} {member.name!r}, and this is for {' and '.join(roles)} alone",
@@ -171,6 +185,16 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 _log.warning("%s %s was revoked, and is hung up on", call.member.role, call.member.name)
                 call.reason = refused.sentence()
                 call.task.cancel()
+
+    def _deny(self, member: Member, call: str) -> None:
+        """Has it recorded, once: who asks again and again does not fill the log."""
+        about = (member.role, member.name, call)
+        if about not in self._denied:
+            self._denied.add(about)
+            try:
+                self.on_denied(member, call)
+            except WardroundError as error:
+                _log.error("%s", error)
 
     def _tell(self, entry: Revoked) -> None:
         try:

@@ -7,12 +7,18 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from common.errors import WardroundError
+from common.errors import BudgetSpentError, WardroundError
 from common.learning.plan import RoundPlan
+from common.privacy.accounting import BUDGET_SPENT
+from common.secure_aggregation.study_session import broadcast_digest
+from common.study import Study
 from common.wire.tensors import Array, encode_chunks, encoded_size
 from server.rounds import Round
+
+if TYPE_CHECKING:
+    from server.secure_rounds import SecureRound
 
 TAKEN_OVER = object()
 """What a connection's outbox holds when the same site has opened another."""
@@ -34,6 +40,11 @@ class Broadcast:
     scalars: bytes = field(repr=False)
     digest: bytes
     size: int
+
+    @property
+    def weights(self) -> bytes:
+        """What updates are computed from, as sites that sum securely agree on it."""
+        return broadcast_digest(self.digest, hashlib.sha256(self.scalars).digest())
 
     @staticmethod
     def of(values: Sequence[Array]) -> Broadcast:
@@ -74,17 +85,37 @@ class Connection:
     process: bytes = b""
 
 
+@dataclass(frozen=True)
+class SecureAsk:
+    """A step of secure aggregation for a site: what it is told, or at first the session that is proposed."""
+
+    call: Call
+    attempt: int
+    content: bytes
+    session: bytes = b""
+
+
 @dataclass
 class Call:
-    """A round under way: its state, what it broadcasts, what it expects back."""
+    """A round under way: its state, what it broadcasts, what it expects back.
+
+    Attributes
+    ----------
+    started, closed_at : when it began and closed (monotonic).
+    secure : the sum of a study with secure aggregation; its updates are seen by nobody.
+    sum_digest : SHA-256 of that sum, once it is on disk.
+    """
 
     round: Round
     plan: RoundPlan
     broadcast: Broadcast
     deadline: float
     started: float = field(default_factory=time.monotonic)
+    closed_at: float | None = None
     failure: WardroundError | None = None
     bytes_down: dict[str, int] = field(default_factory=dict)
+    secure: SecureRound | None = None
+    sum_digest: bytes = b""
     _event: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -104,3 +135,36 @@ class Call:
     async def change(self) -> None:
         """Waits for the next `announce`; test the condition before, with no await in between."""
         await self._event.wait()
+
+
+class Host(Protocol):
+    """What a round needs of the federation that it is a call of."""
+
+    study: Study
+    connections: dict[str, Connection]
+
+    def record(self, event: str, call: Call | None = None, **details: Any) -> None:
+        """Records what is about to happen."""
+
+    def give_task(self, site: str) -> None:
+        """Sends the round's task."""
+
+    def say(self, words: str) -> None:
+        """Something that somebody should know."""
+
+    def retried(self, call: Call, missing: Sequence[str], why: str) -> None:
+        """Another attempt begins, in which these sites are asked again."""
+
+    def close(self, call: Call) -> None:
+        """The round's cohort is final."""
+
+
+def check_budgets(round_: Round) -> None:
+    """Raises BudgetSpentError where so many sites have none left that the rest is below the quorum."""
+    out = [site for site in round_.missing if round_.answers[site].reason == BUDGET_SPENT]
+    able = len(round_.asked) - len(out)
+    if out and able < round_.needed:
+        raise BudgetSpentError(
+            f"the privacy budget is spent at {', '.join(out)}, and round {round_.number} needs {round_.needed} of "
+            f"{len(round_.asked)} sites"
+        )

@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import exit_codes_epilog, log_to_stderr, print_json, run_command
+from common.cli import exit_codes_epilog, print_json, run_command
 from common.errors import DataError, RunFolderError, TrainingError, UsageError
+from common.inference.trust import Trust, add_trust_options
 from common.study import HOLDOUT, load_study
 from common.version import VERSION
+from common.watching.logs import set_up_logs
 from server.audit_command import add_audit_command
+from server.dashboard.command import add_dashboard_commands, add_page_option
 from server.identity_command import add_identity_commands
-from server.run_folder import RunFolder, plainly
+from server.operation_command import (
+    add_operation_commands,
+    add_remote,
+    print_remote_status,
+    publish_remote,
+    watch_remote,
+)
+from server.run_folder import RunFolder, newest_run, plainly
 from server.verify_command import add_verify_command
+from server.watching.command import add_logs_command, add_watching_options, watching_of
 
 _POLL_SECONDS = 0.25
 _NOT_YET = "Nothing of this was done yet; the same command without --dry-run does it."
@@ -70,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--run", type=Path, metavar="DIR", help="run folder (default: runs/<study>-<time>)")
     _add_old_holdout(simulate)
     simulate.add_argument("--in-process", action="store_true", help="all sites as threads of one process")
+    add_page_option(simulate)
     simulate.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
     coordinator = command("coordinator", _coordinator, "run the coordinator of a study, or continue it")
@@ -83,9 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     coordinator.add_argument("--holdout", type=Path, metavar="DIR", help="the coordinator's own labelled images")
     _add_old_holdout(coordinator)
+    add_trust_options(coordinator, has_identity=False, what="that the study starts from (training.start_from)")
     coordinator.add_argument(
         "--serve", action="store_true", help="after the study's end go on serving what is published, until stopped"
     )
+    add_watching_options(coordinator)
+    add_page_option(coordinator)
     coordinator.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
     add_identity_commands(commands)
@@ -108,10 +125,14 @@ def _parser() -> argparse.ArgumentParser:
 
     status = command("status", _status, "say how a run stands, who holds it up and what to do next")
     _add_run(status)
+    add_remote(status)
     status.add_argument("--json", action="store_true", help="print the status as JSON")
 
     watch = command("watch", _watch, "follow a run until it ends")
     _add_run(watch)
+    add_remote(watch)
+
+    _add_run(add_logs_command(commands, newest_run))
 
     repair = command(
         "repair",
@@ -150,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--variant", metavar="NAME", help="which file of the version (default: float32)")
     evaluate.add_argument("--round", type=_round, metavar="N", help="the weights after round N of the run")
     evaluate.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each image and class to a CSV file")
+    add_trust_options(evaluate, has_identity=False)
     evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
 
     publish = command("publish", _publish, "publish a model of a run, quantized and measured")
@@ -157,12 +179,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_holdout(publish)
     _add_old_holdout(publish)
     publish.add_argument(
-        "--identity", type=Path, metavar="DIR", help="the coordinator's, which signs (default: that in the run)"
+        "--identity",
+        type=Path,
+        metavar="DIR",
+        help="the coordinator's, which signs (default: that in the run); with --coordinator, an investigator's",
     )
+    add_remote(publish, identity=None)
+    publish.add_argument("--without-holdout", action="store_true", help="measure nothing, and leave out int8")
     publish.add_argument("--round", type=_round, metavar="N", help="the model after round N (default: the best)")
     publish.add_argument("--explain", action="store_true", help="with the file for `predict --explain`")
     publish.add_argument("--json", action="store_true", help="print the result as JSON")
 
+    add_dashboard_commands(commands)
+    add_operation_commands(commands)
     add_verify_command(commands)
     add_audit_command(commands)
     return parser
@@ -193,19 +222,6 @@ def _round(text: str) -> int:
     return int(text)
 
 
-def _run_folder(given: Path | None) -> RunFolder:
-    if given is not None:
-        return RunFolder(given)
-    written = {
-        path.parent: path.stat().st_mtime
-        for name in ("study.yaml", "status.json")
-        for path in Path("runs").glob(f"*/{name}")
-    }
-    if not written:
-        raise RunFolderError(f"{Path('runs').absolute()}: no runs here; give the folder of a run with --run")
-    return RunFolder(max(written, key=lambda path: written[path]))
-
-
 def _holdout(given: Path | None, run: RunFolder) -> Path:
     if given is not None:
         return _existing(given)
@@ -234,6 +250,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         in_process=arguments.in_process,
         json_output=arguments.json,
         old_holdout=None if arguments.old_holdout is None else _existing(arguments.old_holdout, "--old-holdout"),
+        page=arguments.page,
     )
 
 
@@ -241,8 +258,10 @@ def _coordinator(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study)
     run = RunFolder(arguments.run)
     holdout = None if arguments.holdout is None else _existing(arguments.holdout)
-    log_to_stderr()
+    set_up_logs(arguments.log_format, context=lambda record: {"study": study.name})
+    watching = watching_of(arguments)
     from server import coordinator
+    from server.dashboard.beside import page_beside
 
     setup = coordinator.Setup(
         listen=arguments.listen,
@@ -250,8 +269,12 @@ def _coordinator(arguments: argparse.Namespace) -> int:
         holdout=holdout,
         old_holdout=None if arguments.old_holdout is None else _existing(arguments.old_holdout, "--old-holdout"),
         serve=arguments.serve,
+        watching=watching,
+        trust=functools.partial(Trust.of_run, arguments),
     )
-    code = coordinator.run(study, run, setup)
+    run.prepare(study)
+    with page_beside(run, arguments.page, setup.identity, logging.getLogger("wardround.coordinator").info):
+        code = coordinator.run(study, run, setup)
     if code == 0 and arguments.json and run.report.exists():
         print(run.report.read_text(encoding="utf-8").rstrip())
     return code
@@ -289,22 +312,17 @@ def _certificates(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(run: RunFolder) -> dict[str, Any]:
-    from server.status import complete
-
-    status = run.read_status()
-    return complete(status, run.read_study()) if run.study.exists() else status
-
-
 def _status(arguments: argparse.Namespace) -> int:
-    from server.status import describe, status_text
+    from server.description import described
+    from server.status import status_text
+    from server.watching.snapshot import NewestStatus
 
-    run = _run_folder(arguments.run)
-    status = _read(run)
+    if arguments.coordinator is not None:
+        return print_remote_status(arguments)
+    run = newest_run(arguments.run)
+    status = NewestStatus(run.path).read()
     if arguments.json:
-        description = describe(status)
-        said = {"headline": description.headline, "cause": description.cause, "next_step": description.next_step}
-        print_json({**status, "run": str(run.path), "description": said})
+        print_json(described({**status, "run": str(run.path)}))
     else:
         print(status_text(status))
         print(f"  {'run':<8}{run.path}")
@@ -314,12 +332,15 @@ def _status(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace) -> int:
     from server.following import view
     from server.status import output
+    from server.watching.snapshot import NewestStatus
 
-    run = _run_folder(arguments.run)
+    if arguments.coordinator is not None:
+        return watch_remote(arguments)
+    newest = NewestStatus(newest_run(arguments.run).path)
     try:
         with view(output()) as shown:
             while True:
-                status = _read(run)
+                status = newest.read()
                 shown.show(status)
                 if not status["running"]:
                     return TrainingError.exit_code if status.get("state") == "failed" else 0
@@ -331,7 +352,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 def _repair(arguments: argparse.Namespace) -> int:
     from server.repair import examine, give_up, repair
 
-    run = _run_folder(arguments.run)
+    run = newest_run(arguments.run)
     if run.is_locked():
         raise RunFolderError(f"{run.path}: a coordinator runs this study; stop it first, then repair")
     if arguments.give_up is not None:
@@ -377,15 +398,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UsageError("MODEL and --run both say what to evaluate; leave one of them out")
     given: Path | None = arguments.model or arguments.run
     if arguments.round is not None:
-        return _evaluate_round(arguments, _run_folder(given))
+        return _evaluate_round(arguments, newest_run(given))
     from common.inference.published import open_published
     from server.evaluation.published import evaluate_published
-    from server.versions import is_version, newest_version, run_of
+    from server.versions import authority_of, is_version, newest_version, run_of
 
     if given is not None and is_version(given):
         version, run = given, run_of(given)
     else:
-        run = _run_folder(given)
+        run = newest_run(given)
         run.read_study()
         newest = newest_version(run)
         if newest is None:
@@ -396,7 +417,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     holdout = _existing(arguments.holdout) if run is None else _holdout(arguments.holdout, run)
     if arguments.csv is not None and not arguments.csv.absolute().parent.is_dir():
         raise UsageError(f"{arguments.csv}: its folder does not exist; make it, or give another --csv")
-    model = open_published(version, arguments.variant or ("float32" if version.is_dir() else None))
+    trust = Trust.of_run(arguments, authority_of(version))
+    model = open_published(version, arguments.variant or ("float32" if version.is_dir() else None), trust)
+    trust.warn()
     result = evaluate_published(model, holdout, run.read_study().cohort.sites if run is not None else None)
     if arguments.csv is not None:
         _write_csv(arguments.csv, result.rows())
@@ -446,9 +469,13 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    run = _run_folder(arguments.run)
+    if arguments.coordinator is not None:
+        return publish_remote(arguments)
+    if arguments.without_holdout and arguments.holdout is not None:
+        raise UsageError("--holdout and --without-holdout contradict each other; leave out one of them")
+    run = newest_run(arguments.run)
     study = run.read_study()
-    wanted = study.evaluation.holdout or arguments.holdout is not None
+    wanted = not arguments.without_holdout and (study.evaluation.holdout or arguments.holdout is not None)
     holdout = _holdout(arguments.holdout, run) if wanted else None
     from server import results
 

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,31 +21,42 @@ from common.cli import STOPPED
 from common.errors import RunFolderError, UsageError, WardroundError
 from common.export.figures import json_ready
 from common.learning.runtime import configure_tensorflow, keep_little_memory, release_memory
+from common.secure_aggregation.session import small_cohort_warning
 from common.security.audit import Audit, AuditLog
 from common.security.certificates import load_identity
 from common.security.revocation import Revoked
+from common.security.secure_signatures import EnrolledSites, nobody_revoked
 from common.security.signing import Signer
 from common.study import Study
 from common.version import VERSION
+from common.watching.logs import about, keep_log
 from common.wire.channel import parse_address
 from common.wire.partial import disk_hit
 from common.wire.tensors import Array
 from server.access import Access
 from server.journal import Journal, read_history
 from server.kept import check_kept, kept
+from server.operation import OperationService, add_operation
+from server.publisher import Publisher
 from server.replay import RunHistory
 from server.results import Evaluated, coordinators_signer, open_holdout, publish_study
 from server.run_folder import COORDINATOR, RunFolder, storing
-from server.serving import bind, serve
+from server.serving import bind, denied, serve
+from server.starting import TrustOf, signed
 from server.status import last_round
 from server.tables import RoundTable, SiteLedger, Table
+from server.timings import ROUND_PARTS
 from server.versions import is_version
+from server.watching.log_reader import LOG
+from server.watching.samples import Sampler
+from server.watching.watch import Watch, Watching
 
 if TYPE_CHECKING:
     from common.learning.plan import StudyPlan
     from server.starting import Start
 
 _log = logging.getLogger("wardround.coordinator")
+_LAST_WORDS_SECONDS = 1.0  # for whoever watches a coordinator that is asked to stop
 _STOPPED_NOTICE = "the coordinator was stopped; start it again with the same command to go on"
 
 
@@ -59,7 +70,9 @@ class Setup:
     identity : the folder of its certificate and key.
     holdout, old_holdout : labelled images of its own, and those by which the study was judged that this one starts
         from.
+    trust : whose signature a version must have that the study starts from.
     serve : whether sites may fetch what is published after the study's end, until somebody stops the coordinator.
+    watching : how it is watched while it runs.
     """
 
     listen: str
@@ -67,6 +80,8 @@ class Setup:
     holdout: Path | None = None
     old_holdout: Path | None = None
     serve: bool = False
+    watching: Watching = field(default_factory=Watching)
+    trust: TrustOf = signed
 
 
 def run(study: Study, run: RunFolder, setup: Setup) -> int:
@@ -79,15 +94,23 @@ def run(study: Study, run: RunFolder, setup: Setup) -> int:
     if setup.old_holdout is not None and study.training.start_from is None:
         raise UsageError("--old-holdout: only for a study that starts from a published model (training.start_from)")
     run.prepare(study)
-    with run.locked():
-        run.sweep()
-        if _is_over(run):
-            _log.info("study %s is complete already; its figures are in %s", study.name, run.report)
-            code = 0
-        else:
-            code = asyncio.run(_run(study, run, setup))
-    # Not under the lock: a run that is only served may be published from, and nobody coordinates it.
-    return asyncio.run(serve(study, run, setup.listen, setup.identity)) if setup.serve and code == 0 else code
+    with contextlib.ExitStack() as stack:
+        with run.locked():
+            run.sweep()
+            stack.callback(keep_log(run.path / LOG, context=lambda record: {"study": study.name}))
+            watch = Watch(run, study.name, setup.watching)
+            stack.callback(watch.close)
+            if _is_over(run):
+                _log.info("study %s is complete already; its figures are in %s", study.name, run.report)
+                watch.begin()
+                code = 0
+            else:
+                code = asyncio.run(_run(study, run, setup, watch))
+        # Not under the lock: a run that is only served may be published from, and nobody coordinates it.
+        if not setup.serve or code != 0:
+            return code
+        places = setup.identity, setup.holdout, setup.old_holdout
+        return asyncio.run(serve(study, run, setup.listen, setup.identity, Publisher(run, *places)))
 
 
 def _is_over(run: RunFolder) -> bool:
@@ -103,7 +126,7 @@ def _is_over(run: RunFolder) -> bool:
     return True
 
 
-async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
+async def _run(study: Study, run: RunFolder, setup: Setup, watch: Watch) -> int:
     from server.status_writer import StatusWriter
 
     status = StatusWriter(run, study)
@@ -116,6 +139,8 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         loop.add_signal_handler(number, main.cancel)
     server = journal = audit = None
     watching = contextlib.ExitStack()
+    publisher = Publisher(run, setup.identity, setup.holdout, setup.old_holdout)
+    watching.callback(publisher.stop)
     try:
         address = parse_address(setup.listen)
         identity = load_identity(setup.identity)
@@ -125,6 +150,7 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         status.access = access
         status.set(address=f"{address.host}:{port}")
         status.write()
+        watch.begin()
         _log.info("listening on %s port %d", address.host, port)
         journal = Journal(run.journal)
         signer = coordinators_signer(setup.identity)  # before the rounds, which end in what is signed
@@ -132,8 +158,10 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         audit.record("coordinator-started", version=VERSION)
         journal.note("started", version=VERSION)
         access.on_revoked = functools.partial(_shut_out, audit, journal, status)
+        access.on_denied = functools.partial(denied, audit)
         watching.enter_context(access.watching())
-        return await _coordinate(study, run, server, journal, status, setup, signer, audit)
+        add_operation(server, OperationService(run, publisher, audit.record, main.cancel))
+        return await _coordinate(study, run, server, journal, status, setup, signer, audit, publisher)
     except asyncio.CancelledError:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, os._exit, STOPPED)  # whoever asks twice does not want to wait
@@ -147,6 +175,8 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
         await _tell_sites(server, status, "its operator stopped it")
         with contextlib.suppress(WardroundError):
             status.write()
+        publisher.stop()
+        await asyncio.to_thread(watch.close, _LAST_WORDS_SECONDS)
         # Compiling, evaluating or publishing may go on for minutes in a thread that cannot be interrupted. Everything
         # that it writes is put in place whole or not at all, so the process may end here.
         logging.shutdown()
@@ -174,7 +204,8 @@ async def _run(study: Study, run: RunFolder, setup: Setup) -> int:
 def _shut_out(audit: Audit, journal: Journal, status: Any, entry: Revoked) -> None:
     """Somebody was revoked: recorded, before the connections are cut, and not waited for in the round under way."""
     member = f"{entry.role} {entry.name}"
-    _log.warning("%s was revoked%s", member, f" ({entry.reason})" if entry.reason else "")
+    who = about(site=entry.name) if entry.role == "site" else None
+    _log.warning("%s was revoked%s", member, f" ({entry.reason})" if entry.reason else "", extra=who)
     if status.federation is not None:
         status.federation.record("member-shut-out", member=member, reason=entry.reason)
     else:
@@ -217,6 +248,7 @@ async def _coordinate(
     setup: Setup,
     signer: Signer,
     audit: Audit,
+    publisher: Publisher,
 ) -> int:
     started = time.monotonic()
     history = journal.history()
@@ -233,7 +265,7 @@ async def _coordinate(
         from common.models import build_network
         from server.starting import starting_weights
 
-        start = starting_weights(study, run, build_network(study))
+        start = starting_weights(study, run, build_network(study), setup.trust)
         plan = build_plan(study)
         gc.collect()  # compiling leaves cycles behind, at 31M weights a fifth of a coordinator's memory
         release_memory()
@@ -257,13 +289,29 @@ async def _coordinate(
     from server.federation import Federation
     from server.noise import Noise
     from server.program import Learning, Releases, run_study
+    from server.releases import InThread, SamplePictures
+    from server.secure_rounds import SecureSums
     from server.service import answer
     from server.state import FileStateManager, ModelReleaseManager
 
     noise = Noise(study, run.privacy, journal) if study.privacy.unit == "site" else None
     ledger = SiteLedger(run.sites, (lambda: noise.epsilon) if noise is not None else None)
+    secure = None
+    if study.secure_aggregation.required:
+        own = load_identity(setup.identity)
+        list_of_revoked = status.access.newest if status.access is not None else nobody_revoked
+        secure = SecureSums(EnrolledSites(own.authority, list_of_revoked), own.run)
+        if warning := small_cohort_warning(len(study.cohort.sites)):
+            _log.warning("%s", warning)
     federation = Federation(
-        plan, run.updates, journal, changed=status.changed, round_closed=ledger.record, audit=audit, noise=noise
+        plan,
+        run.updates,
+        journal,
+        changed=status.changed,
+        round_closed=ledger.record,
+        audit=audit,
+        noise=noise,
+        secure=secure,
     )
     if status.access is not None:
         federation.barred = functools.partial(_barred, status.access)
@@ -278,13 +326,20 @@ async def _coordinate(
     async def saved(number: int, best_round: int, score: float | None) -> None:
         status.set(best={"round": best_round, "validation_dice": score} if score is not None else None)
         await asyncio.to_thread(federation.saved, number)
-        await asyncio.to_thread(models.keep_only, [best_round, study.training.rounds], up_to=number)
+        wanted = [best_round, study.training.rounds, *publisher.held]
+        await asyncio.to_thread(models.keep_only, wanted, up_to=number)
 
+    sampler = pictures = None
+    if evaluated is not None:
+        holdout = evaluated.holdout
+        sampler = Sampler(holdout.cases, holdout.sites, planar=study.task.dimensions == 2)
+        pictures = SamplePictures(run, study.task.classes, sampler, evaluated)
     releases = Releases(
         metrics=[
             RoundTable(run.rounds),
-            _InThread(lambda: tff.program.TensorBoardReleaseManager(run.tensorboard), run.tensorboard),
+            InThread(lambda: tff.program.TensorBoardReleaseManager(run.tensorboard), run.tensorboard),
             _LastRow(status, run, study.training.rounds, evaluated),
+            *([pictures] if pictures is not None else []),
         ],
         model=models,
         saved=saved,
@@ -301,10 +356,12 @@ async def _coordinate(
             classes=study.task.foreground,
             states=FileStateManager(run.state, recorded=federation.history.states, record=journal.state),
             releases=releases,
-            evaluate_holdout=_scalars(evaluated) if evaluated is not None else None,
+            evaluate_holdout=_scalars(evaluated, sampler) if evaluated is not None else None,
             annotate=ledger.summary,
             start=start.weights if start is not None else None,
         )
+    if pictures is not None:
+        await pictures.close()
     ended = outcome.ended or history.ended
     if outcome.ended:
         journal.ended(outcome.rounds, outcome.ended)
@@ -317,9 +374,10 @@ async def _coordinate(
     await federation.drained()
     status.set(state="publishing")
     best = outcome.best_round, outcome.best_score
-    report = await asyncio.to_thread(
-        publish_study, study, run, *best, evaluated, old, start, started, signer=signer, audit=audit
-    )
+    async with publisher.alone():
+        report = await asyncio.to_thread(
+            publish_study, study, run, *best, evaluated, old, start, started, signer=signer, audit=audit
+        )
     audit.record("study-ended", rounds=outcome.rounds, version=report["publication"]["version"])
     audit.sign_head()
     journal.note("published", version=report["publication"]["version"])
@@ -342,49 +400,19 @@ def _check_state(run: RunFolder, history: RunHistory) -> None:
         )
 
 
-def _scalars(evaluated: Evaluated) -> Callable[[Sequence[Array]], Awaitable[Mapping[str, Any]]]:
+def _scalars(
+    evaluated: Evaluated, sampler: Sampler | None
+) -> Callable[[Sequence[Array]], Awaitable[Mapping[str, Any]]]:
     """Maps weights to the holdout's metrics of them, in a thread.
 
     Without mirror images, which are for what is published: rounds would take several times as long.
     """
 
     async def scalars(weights: Sequence[Array]) -> Mapping[str, Any]:
-        return (await asyncio.to_thread(evaluated.evaluate, weights, mirror=False)).scalars(each_case=True)
+        found = await asyncio.to_thread(evaluated.evaluate, weights, mirror=False, sampler=sampler)
+        return found.scalars(each_case=True)
 
     return scalars
-
-
-class _InThread:
-    """A release manager whose writing would keep the event loop from the sites.
-
-    Parameters
-    ----------
-    make : makes what writes, at the first release, as that may write too.
-    folder : where, for the error.
-    """
-
-    def __init__(self, make: Callable[[], Any], folder: Path) -> None:
-        self._make = make
-        self._manager: Any = None
-        self._folder = folder
-
-    async def release(self, value: Any, key: int) -> None:
-        """Takes one round's metrics. Raises RunFolderError where they cannot be written."""
-        import tensorflow as tf
-
-        def write() -> None:
-            self._manager = self._manager or self._make()
-            asyncio.run(self._manager.release(value, key))
-
-        try:
-            await asyncio.to_thread(write)
-        except (OSError, tf.errors.OpError) as error:
-            first, *_ = str(error).splitlines() or [type(error).__name__]
-            said = first.rpartition("; ")[2]  # TensorFlow's words end on those of the system
-            raise RunFolderError(
-                f"{self._folder}: cannot be written ({said}); free space, or make the "
-                "disk writable, and start again with the same command: what was finished is kept"
-            ) from error
 
 
 class _LastRow:
@@ -401,13 +429,15 @@ class _LastRow:
         holdout = value.get("holdout", {})
         last = {
             "round": key,
-            "train_loss": float(value["train"]["loss"]) if "loss" in value["train"] else None,
+            "train_loss": float(value["train"]["loss"]) if "loss" in value.get("train", {}) else None,
             "validation_dice": value.get("validation", {}).get("dice"),
             "holdout_dice": json_ready(holdout.get("dice")),
             "seconds": value.get("seconds"),
+            "timings": {part: value[f"seconds_{part}"] for part in ROUND_PARTS if f"seconds_{part}" in value},
+            "slowest_site": value.get("slowest_site"),
         } | ({"epsilon": value["epsilon"]} if "epsilon" in value else {})
-        _log.info("%s", last_round({"last": last, "rounds": self._rounds}))
+        _log.info("%s", last_round({"last": last, "rounds": self._rounds}), extra=about(event="round-done", round=key))
         self._status.set(last=last)
-        if self._evaluated is not None and self._evaluated.latest is not None:
+        if holdout and self._evaluated is not None and self._evaluated.latest is not None:
             rows = [collections.OrderedDict(round=key, **dict(row)) for row in self._evaluated.latest.rows()]
             await asyncio.to_thread(self._cases.write, key, rows)

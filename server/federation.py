@@ -16,22 +16,24 @@ from typing import Any
 
 import tensorflow_federated as tff
 
-from common.errors import BudgetSpentError, RunFolderError, TrainingError, WardroundError, WireError
+from common.errors import BudgetSpentError, RoundSkippedError, RunFolderError, WardroundError
 from common.learning.graph import Graph, flatten, leaf_types, to_numpy, unflatten
 from common.learning.plan import NO_GRAPPLER, RoundPlan, StudyPlan
 from common.learning.runtime import release_memory
-from common.privacy.accounting import BUDGET_SPENT
 from common.privacy.report import privacy_report
 from common.security.audit import NO_AUDIT, Audit
 from common.study import Study
+from common.watching.logs import about
 from common.wire.partial import disk_hit
-from common.wire.tensors import Stored, TensorFile, read_tensors
+from common.wire.tensors import Stored
 from server.calls import TAKEN_OVER, Broadcast, Call, Connection, Pause, SiteData
 from server.journal import Journal
 from server.noise import Noise
-from server.replay import Received, RoundHistory, RoundKey, RunHistory
+from server.plain_rounds import PlainRound
+from server.replay import RoundHistory, RoundKey, RunHistory
 from server.rounds import Kind, Round, Stage
-from server.run_folder import plainly, set_aside, storing
+from server.run_folder import storing
+from server.secure_rounds import SecureRound, SecureSums
 from server.updates import remove_finished, update_name
 
 __all__ = ["TAKEN_OVER", "Broadcast", "Call", "Connection", "Federation", "Pause", "SiteData"]
@@ -56,6 +58,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
     round_closed : called, in a thread, with each call once it is closed.
     audit : where events are recorded before they take effect, each before the journal has it.
     noise : of the sums, where the study has privacy at the level of sites.
+    secure : of a study with secure aggregation.
 
     Attributes
     ----------
@@ -75,6 +78,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         round_closed: Callable[[Call], None] = lambda call: None,
         audit: Audit = NO_AUDIT,
         noise: Noise | None = None,
+        secure: SecureSums | None = None,
     ) -> None:
         self.plan = plan
         self.study: Study = plan.study
@@ -89,6 +93,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self.history: RunHistory = journal.history()
         self.spent: dict[str, float] = self.history.spent
         self._noise = noise
+        self._secure = secure
         self._refusals: dict[str, set[tuple[Kind, int, str]]] = {}
         self._taken = {
             (key, site): received.sha256
@@ -145,10 +150,14 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         quorum = min(self.study.cohort.quorum, len(sites))
         deadline = time.monotonic() + self.study.cohort.deadline_seconds
         call = Call(Round(kind, number, sites, quorum), plan, broadcast, deadline)
+        plain, secure = PlainRound(self, call, self._updates), None
+        if plan.secure:
+            assert self._secure is not None, "a study with secure aggregation has its keys"
+            secure = call.secure = SecureRound(self, self._journal, call, self._secure, self.plan.digest, self._updates)
         self._refusals.clear()
         known = self.history.find(kind.value, number, broadcast.digest.hex())
         if known is not None:
-            await asyncio.to_thread(self._restore, call, known)
+            await asyncio.to_thread(plain.restore, known, self._first_answered)
         self.record("round-opened", call, sites=sites, broadcast=broadcast.digest.hex(), bytes=broadcast.size)
         self._journal.opened(kind.value, number, sites, broadcast.digest)
         disk_hit("round.opened", self._updates)
@@ -156,19 +165,14 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self.begun = True
         for site in sites:
             self.give_task(site)
-        closing, summing = asyncio.create_task(self._until_closed(call)), asyncio.create_task(self._sum(call))
         try:
-            await asyncio.gather(closing, summing)
+            report = await (plain.run() if secure is None else self._summed_securely(call, secure, known))
             if kind is Kind.TRAIN and self._noise is not None:
                 state = await asyncio.to_thread(self._noise.seeded, state, call)
-        except BudgetSpentError:  # the study ends in good order, with the rounds before
+        except (BudgetSpentError, RoundSkippedError):  # the study ends, or goes on, in good order
             await asyncio.to_thread(self._round_closed, call)
             self._let_go(call)
             raise
-        finally:
-            closing.cancel()
-            summing.cancel()
-        report = summing.result()
         disk_hit("round.summed", self._updates)
         leaves = await asyncio.to_thread(_update, plan, state, report)
         disk_hit("round.updated", self._updates)
@@ -178,6 +182,18 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         state_leaves = len(leaf_types(plan.state_type))
         # The state stays in TensorFlow's memory, where the next round wants it; metrics are for everyone.
         return unflatten([*leaves[:state_leaves], *to_numpy(leaves[state_leaves:])], plan.result_type)
+
+    async def _summed_securely(self, call: Call, secure: SecureRound, known: RoundHistory | None) -> list[Any]:
+        """The sums of what the plan's work gave, of which no part is known."""
+        try:
+            sums = await secure.run(known)
+        except RoundSkippedError:
+            for answer in call.round.answers.values():
+                answer.update, answer.reason = None, answer.reason or "the round was skipped"
+            call.round.close()
+            raise
+        self.close(call)
+        return list(sums)
 
     def _let_go(self, call: Call) -> None:
         self.call = None
@@ -192,73 +208,22 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             remove_finished(self._updates, number)
         disk_hit("updates.removed", self._updates)
 
-    def _restore(self, call: Call, known: RoundHistory) -> None:
-        """Goes on with this very round as the coordinator left it when it was last stopped."""
+    def retried(self, call: Call, missing: Sequence[str], why: str) -> None:
+        """Another attempt of a round begins, in which these sites are asked again; those that are at it go on."""
         round_ = call.round
-        round_.attempt = known.attempt
-        for site, reason in known.refused.items():
-            round_.refused(site, reason)
-        round_.fixed = known.closed
-        for site, received in known.received.items():
-            if self._outdated(call, site, received):
-                continue
-            path = self._updates / received.file
-            digest = bytes.fromhex(received.sha256)
-            try:
-                read_tensors(path, call.plan.sent, digest)
-            except WireError as error:  # the site is asked again, and sends the same bits
-                what = plainly(str(error)).removeprefix(f"{path}: ")
-                _log.warning(
-                    "the update of %s in round %d is lost: %s; the site is asked for it again",
-                    site,
-                    round_.number,
-                    what,
-                )
-                set_aside(path, self._updates.parent)
-                continue
-            round_.received(
-                site,
-                Stored(path, digest, received.bytes),
-                cases=received.cases,
-                download=received.download,
-                work=received.work,
-                upload=received.upload,
-                epsilon=received.epsilon,
-            )
+        excuses = ", ".join(self._excuse(round_, site) for site in missing)
+        self._said = f"round {round_.number}: {why}; attempt {round_.attempt} waits for {excuses}"
+        self.record("round-retried", call, missing=list(missing))
+        self._journal.retried(round_.kind.value, round_.number, round_.attempt, missing)
+        for site in missing:
+            if round_.answers[site].stage is Stage.WAITING:
+                self.give_task(site)
+        self._changed()
 
-    def _outdated(self, call: Call, site: str, received: Received) -> bool:
-        """Whether the site must do the round once more, as what it keeps to itself is of an earlier round by now."""
-        if self.study.training.personal == "none" or call.round.kind is not Kind.TRAIN:
-            return False
-        return received.outdated or self._first_answered.get(site, call.round.number) < call.round.number
-
-    async def _until_closed(self, call: Call) -> None:
-        while True:
-            if call.failure is not None:
-                raise call.failure
-            if call.round.complete:
-                break
-            if call.round.kind is Kind.TRAIN:
-                _check_budgets(call.round)
-            try:
-                async with asyncio.timeout(max(0.0, call.deadline - time.monotonic())):
-                    await call.change()
-            except TimeoutError:
-                if call.round.deadline():
-                    break
-                call.deadline = time.monotonic() + self.study.cohort.deadline_seconds
-                self._said = (
-                    f"round {call.round.number}: {len(call.round.included)} of the quorum of {call.round.needed} "
-                    f"answered before the deadline; attempt {call.round.attempt} waits for "
-                    + ", ".join(self._excuse(call.round, site) for site in call.round.missing)
-                )
-                self.record("round-retried", call, missing=call.round.missing)
-                self._journal.retried(call.round.kind.value, call.round.number, call.round.attempt, call.round.missing)
-                for site in call.round.missing:
-                    if call.round.answers[site].stage is Stage.WAITING:  # others are still at it
-                        self.give_task(site)
-                self._changed()
+    def close(self, call: Call) -> None:
+        """The cohort is final, and journaled."""
         call.round.close()
+        call.closed_at = time.monotonic()
         self._said = ""
         if call.round.missing:
             self._said = f"round {call.round.number} went on without " + ", ".join(
@@ -271,6 +236,11 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         self._audit.sign_head()
         disk_hit("round.closed", self._updates)
         call.announce()
+
+    def say(self, words: str) -> None:
+        """What is shown as `notice` from here on."""
+        self._said = words
+        self._changed()
 
     @property
     def privacy(self) -> dict[str, Any] | None:
@@ -300,20 +270,6 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         rejected = self.rejected.get(site)
         return f"{site} (sent away, for it came with {rejected})" if rejected else f"{site} (not connected)"
 
-    async def _sum(self, call: Call) -> list[Any]:
-        """The report over all included updates, accumulated in name order as far as they are in."""
-        plan = call.plan
-        total = await asyncio.to_thread(plan.zero)
-        for site in call.round.sites:
-            while call.round.answers[site].update is None and not call.round.closed:
-                await call.change()
-            stored = call.round.answers[site].update
-            if stored is not None:
-                await asyncio.to_thread(_accumulate, plan, total, stored)
-        while not call.round.closed:
-            await call.change()
-        return await asyncio.to_thread(plan.report, *total)
-
     # --- the sites' side --------------------------------------------------------------------------------------------
 
     def connect(self, connection: Connection) -> None:
@@ -330,6 +286,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             _hang_up(connection, self.paused)
             return
         self.give_task(connection.site)
+        if self.call is not None and self.call.secure is not None:
+            self.call.secure.connected(connection.site)
         self._changed()
 
     def reject(self, site: str, reason: str) -> None:
@@ -346,6 +304,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
             self._gone.set()
             if self.call is not None:
                 self.call.round.disconnected(connection.site)
+                if self.call.secure is not None:
+                    self.call.secure.gone(connection.site)
                 self.call.announce()
             self._changed()
             with contextlib.suppress(RunFolderError):  # the round has ended with it
@@ -365,10 +325,10 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         connection.outbox.put_nowait(call)
 
     def progressed(self, site: str, stage: Stage, batch: int, batches: int) -> None:
-        """A site said how far it is; to say the same again is no progress."""
+        """A site said how far it is; to say the same again is no progress, but of a site that says no count."""
         if self.call is not None:
             answer = self.call.round.answers.get(site)
-            if answer is not None and (answer.stage, answer.batch) != (stage, batch):
+            if answer is not None and (not batches or (answer.stage, answer.batch) != (stage, batch)):
                 self.touched(site)
             self.call.round.progressed(site, stage, batch, batches)
             self._changed()
@@ -383,7 +343,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         connection, call = self.connections.get(site), self.call
         if connection is None or call is None or not call.round.wants(site):
             return None
-        if call.round.answers[site].stage in (Stage.WAITING, Stage.FAILED):
+        if call.round.answers[site].stage in (Stage.WAITING, Stage.READY, Stage.FAILED):
             return None
         seconds = time.monotonic() - connection.progressed
         return seconds if seconds >= LEASE_SECONDS else None
@@ -392,8 +352,16 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         """A site cannot do its task."""
         if self.call is not None:
             self.call.round.failed(site, reason)
+            if self.call.secure is not None:
+                self.call.secure.failed(site)
             self.call.announce()
             self._changed()
+
+    def secure_step(self, site: str, attempt: int, content: bytes) -> None:
+        """A site's step of secure aggregation; without content, its update is ready."""
+        if self.call is not None and self.call.secure is not None:
+            self.touched(site)
+            self.call.secure.said(site, attempt, content)
 
     def received(
         self,
@@ -430,13 +398,30 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         except RunFolderError as error:
             self.fail(error)
             raise
-        round_.received(site, stored, cases=cases, epsilon=epsilon, **figures)
+        round_.received(site, stored, cases=cases, epsilon=epsilon, arrived=time.monotonic(), **figures)
         if epsilon is not None:
             self.spent[site] = max(epsilon, self.spent.get(site, 0.0))
         self._first_answered.setdefault(site, round_.number)
         key = RoundKey(round_.kind.value, round_.number, call.broadcast.digest.hex())
         self._taken[key, site] = stored.digest.hex()
         call.announce()
+        self._changed()
+
+    def spent_by(self, site: str, kind: Kind, number: int, epsilon: float) -> None:
+        """A site says what it has spent of its privacy budget, with an update that may be taken or not.
+
+        Raises
+        ------
+        RunFolderError : it cannot be journaled; the coordinator ends.
+        """
+        if epsilon <= self.spent.get(site, 0.0) or not self._is_news(site, kind, number, f"spent {epsilon:.6f}"):
+            return
+        try:
+            self._journal.spent(kind.value, number, site, epsilon)
+        except RunFolderError as error:
+            self.fail(error)
+            raise
+        self.spent[site] = epsilon
         self._changed()
 
     def was_received(self, kind: str, number: int, site: str, digest: bytes, broadcast: bytes) -> bool:
@@ -453,7 +438,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         round_ = call.round
         if not round_.wants(site):
             return
-        _log.warning("the update of %s in round %d is refused: %s", site, round_.number, reason)
+        where = about(site=site, round=round_.number)
+        _log.warning("the update of %s in round %d is refused: %s", site, round_.number, reason, extra=where)
         if self._is_news(site, round_.kind, round_.number, f"{round_.attempt} {digest.hex()}"):
             try:
                 self.record("update-refused", call, site=site, reason=reason, sha256=digest.hex())
@@ -469,10 +455,11 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         """An update came that nobody waits for. That is journaled, and changes nothing."""
         if not self._is_news(site, kind, number, f"late {digest.hex()}"):
             return
-        _log.info("the update of %s for round %d is refused: %s", site, number, reason)
-        about: dict[str, Any] = {"kind": kind.value, "round": number, "attempt": attempt, "sha256": digest.hex()}
+        where = about(site=site, round=number)
+        _log.info("the update of %s for round %d is refused: %s", site, number, reason, extra=where)
+        offer: dict[str, Any] = {"kind": kind.value, "round": number, "attempt": attempt, "sha256": digest.hex()}
         try:
-            self.record("update-refused", site=site, reason=reason, **about)
+            self.record("update-refused", site=site, reason=reason, **offer)
             self._journal.late(kind.value, number, attempt, site, reason, digest)
         except RunFolderError as error:
             self.fail(error)
@@ -497,6 +484,7 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         """
         if call is not None:
             details |= {"kind": call.round.kind.value, "round": call.round.number, "attempt": call.round.attempt}
+        _log.debug("%s", event, extra=about(event=event, **details))
         try:
             self._audit.record(event, **details)
         except RunFolderError as error:
@@ -507,6 +495,8 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
         """The coordinator cannot go on, as its disk takes nothing more: the round under way ends with this error."""
         if self.call is not None:
             self.call.failure = error
+            if self.call.secure is not None:
+                self.call.secure.wake()
             self.call.announce()
 
     def update_path(self, call: Call, site: str, digest: bytes) -> Path:
@@ -535,33 +525,10 @@ class Federation(tff.framework.AsyncContext):  # type: ignore[misc]
                     await self._gone.wait()
 
 
-def _check_budgets(round_: Round) -> None:
-    """Raises BudgetSpentError where so many sites have none left that the rest is below the quorum."""
-    out = [site for site in round_.missing if round_.answers[site].reason == BUDGET_SPENT]
-    able = len(round_.asked) - len(out)
-    if out and able < round_.needed:
-        raise BudgetSpentError(
-            f"the privacy budget is spent at {', '.join(out)}, and round {round_.number} needs {round_.needed} of "
-            f"{len(round_.asked)} sites"
-        )
-
-
 def _update(plan: RoundPlan, state: list[Any], report: list[Any]) -> list[Any]:
-    leaves = plan.update(state, report)
+    leaves = plan.securely_updated(state, report) if plan.secure else plan.update(state, report)
     release_memory()
     return leaves
-
-
-def _accumulate(plan: RoundPlan, total: list[Any], stored: Stored) -> None:
-    try:
-        plan.accumulate(total, TensorFile(stored.path, plan.sent))
-    except WireError as error:
-        raise TrainingError(
-            f"{stored.path}: a received update is damaged on this disk ({error}); check the disk and start "
-            "the coordinator "
-            "again with the same command: the site is asked for it again"
-        ) from error
-    release_memory()
 
 
 def _hang_up(connection: Connection, pause: Pause) -> None:

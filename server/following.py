@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from server.status import Status, clean, describe, last_round, status_table
+from server.status import Status, alert_lines, clean, describe, last_round, status_table
 
 
 class View(Protocol):
@@ -38,6 +38,7 @@ def news(before: Status, status: Status) -> list[str]:
         lines.append(last_round(status))
     if status.get("notice") and status["notice"] != before.get("notice"):
         lines.append(clean(str(status["notice"])))
+    lines += [line for line in alert_lines(status) if line not in alert_lines(before)]
     description = describe(status)
     if not status.get("running", True):
         if before.get("running", True):

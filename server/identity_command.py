@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import log_to_stderr, print_json
+from common.cli import print_json
 from common.errors import IdentityError, UsageError
 from common.study import load_study
+from common.watching.logs import set_up_logs
 from common.wording import counted
 
 if TYPE_CHECKING:
@@ -346,7 +347,7 @@ def _enrolment(arguments: argparse.Namespace) -> int:
 
     authority, identity = _authority(arguments), _identity(arguments)
     renewals = arguments.renewals or _with_port(parse_address(arguments.listen).host, RENEWALS_PORT)
-    log_to_stderr()
+    set_up_logs()
     return serve_enrolment(authority, identity, arguments.listen, renewals)
 
 

@@ -22,6 +22,7 @@ from common.wire.tensors import Stored, TensorFile
 from server.federation import Call, Federation
 from server.plausible import implausible, most_weight, no_shares, norm
 from server.rounds import Kind
+from server.secure_rounds import SecureRound
 
 UPLOAD_SUFFIX: Final = ".upload"
 """Ending of updates that are not whole, or not verified."""
@@ -89,6 +90,16 @@ class Intake:
         Superseded, NotYet : see there.
         RunFolderError : it cannot be stored or journaled; the round under way has ended with this error too.
         """
+        taken = False
+        try:
+            verdict = await self._take(offer, pieces, ask)
+            taken = not verdict.refusal
+            return verdict
+        finally:
+            if offer.epsilon is not None and not taken:  # spent all the same
+                self._federation.spent_by(offer.site, offer.kind, offer.number, offer.epsilon)
+
+    async def _take(self, offer: Offer, pieces: AsyncIterator[bytes], ask: Callable[[int], Awaitable[None]]) -> Verdict:
         while True:
             answer = self._answer(offer)
             if answer is not None:
@@ -129,6 +140,11 @@ class Intake:
             if call is not None and offer.number > call.round.number:
                 return self._late(offer, f"round {offer.number} is not under way")
             return self._late(offer, f"round {offer.number} is closed")
+        if call.secure is not None:
+            if call.secure.has(offer.site, offer.sha256):
+                return Verdict()
+            refusal = call.secure.refusal(offer.site, offer.attempt, offer.size)
+            return self._late(offer, refusal) if refusal else None
         answered = call.round.answers.get(offer.site)
         if answered is not None and answered.update is not None:
             if answered.update.digest == offer.sha256:
@@ -173,6 +189,8 @@ class Intake:
                         await asyncio.to_thread(blob.drop)
                         return closed
                 writer.finishing = True
+                if call.secure is not None:
+                    return await self._mask_received(call, call.secure, offer, blob, target)
                 refusal = await asyncio.to_thread(self._implausible, call, offer, blob)
                 if refusal:
                     await asyncio.to_thread(blob.drop)
@@ -204,6 +222,14 @@ class Intake:
         )
         hit("update.journaled")
         return Verdict()
+
+    async def _mask_received(
+        self, call: Call, secure: SecureRound, offer: Offer, blob: PartialBlob, target: Path
+    ) -> Verdict:
+        """A masked input is summed at once, and kept by nobody; a coordinator that is stopped asks for another."""
+        stored = await asyncio.to_thread(blob.commit, target, durable=False)
+        refusal = await secure.receive(offer.site, stored)
+        return self._late(offer, refusal) if refusal else Verdict()
 
     async def _read(self, call: Call, offer: Offer, pieces: AsyncIterator[bytes], blob: PartialBlob) -> Verdict | None:
         """Appends the pieces until the blob is whole; a verdict if the round closes meanwhile."""

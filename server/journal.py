@@ -116,6 +116,10 @@ class Journal:
         """An update came for a round that is closed, or that has one of this site."""
         self._append("late", kind, number, attempt, site, {"reason": reason, "sha256": digest.hex()})
 
+    def spent(self, kind: str, number: int, site: str, epsilon: float) -> None:
+        """A site said, with an update of this round that was not taken, what it has spent of its privacy budget."""
+        self._append("spent", kind, number, None, site, {"epsilon": epsilon})
+
     def retried(self, kind: str, number: int, attempt: int, missing: Sequence[str]) -> None:
         """The quorum was not met at the deadline; this attempt waits for these sites."""
         self._append("retried", kind, number, attempt, detail={"missing": list(missing)})
@@ -123,6 +127,23 @@ class Journal:
     def closed(self, kind: str, number: int, attempt: int, included: Sequence[str]) -> None:
         """The round is over; these sites are summed, in this order."""
         self._append("closed", kind, number, attempt, detail={"included": list(included)})
+
+    def asked(self, kind: str, number: int, attempt: int, sites: Sequence[str]) -> None:
+        """These sites are asked for a secure sum; the number of this attempt is never used again."""
+        self._append("asked", kind, number, attempt, detail={"sites": list(sites)})
+
+    def unmasking(self, kind: str, number: int, attempt: int, survivors: Sequence[str]) -> None:
+        """The sites are about to be asked to unmask the sum of these; they do so for no other of this round."""
+        self._append("unmasking", kind, number, attempt, detail={"survivors": list(survivors)})
+
+    def summed(self, kind: str, number: int, attempt: int, stored: Stored, survivors: Sequence[str], sent: int) -> None:
+        """The secure sum of these sites is on disk; `sent` bytes came of each."""
+        detail = {"sha256": stored.digest.hex(), "bytes": stored.size, "file": stored.path.name, "sent": sent}
+        self._append("summed", kind, number, attempt, detail=detail | {"survivors": list(survivors)})
+
+    def skipped(self, kind: str, number: int, attempt: int, reason: str) -> None:
+        """The run goes on without this round, as its sum was lost while it was unmasked."""
+        self._append("skipped", kind, number, attempt, detail={"reason": reason})
 
     def state(self, number: int, stored: Stored) -> None:
         """A round's state is on disk; from here on the run goes on after this round."""

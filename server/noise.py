@@ -66,7 +66,9 @@ class Noise:
         round_ = call.round
         key = hashlib.sha256(self._secrets.of(round_.number))
         key.update(call.broadcast.digest + call.broadcast.scalars)
-        for site in round_.included:
+        if call.sum_digest:  # of a secure sum no update is known; the sum is kept, and made once
+            key.update(b"sum\0" + call.sum_digest)
+        for site in () if call.sum_digest else round_.included:
             update = round_.answers[site].update
             assert update is not None, "it is included"
             key.update(site.encode() + b"\0" + update.digest)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_federated as tff
 
-from common.errors import BudgetSpentError
+from common.errors import BudgetSpentError, RoundSkippedError
 
 Metrics = Mapping[str, Any]
 
@@ -79,7 +79,8 @@ async def run_study(
     """Train from the last saved state, or from the beginning, to the last round.
 
     Where the platform raises BudgetSpentError for a round, the study ends with the rounds before it; the error is
-    raised where there are none.
+    raised where there are none. Where it raises RoundSkippedError, the study goes on with the state before the round,
+    which has a row without metrics; a validation that is skipped leaves the best round as it was.
 
     Parameters
     ----------
@@ -124,20 +125,24 @@ async def run_study(
                 raise
             rounds, ended = number - 1, str(error)
             break
+        except RoundSkippedError:
+            state, metrics = program["state"], None
         weights = await tff.program.materialize_value(learning.train.get_model_weights(state))
         evaluated = asyncio.gather(
-            _evaluate(learning.evaluate, weights, program["validation_data"], classes),
-            evaluate_holdout(_tensors(weights)) if evaluate_holdout is not None else _nothing(),
+            _evaluate(learning.evaluate, weights, program["validation_data"], classes, metrics is None),
+            evaluate_holdout(_tensors(weights)) if evaluate_holdout is not None and metrics is not None else _nothing(),
         )
         validation, holdout = await _beside(saving, evaluated)
         score = validation.get("dice")
-        better = best_after(program, number, score)
+        better = {} if metrics is None or validation.get("skipped") else best_after(program, number, score)
         program["state"] = state
         program.update(better)
         if (better and score is not None) or number == rounds:
             await releases.model.release(_tensors(weights), number)
-        row = collections.OrderedDict(annotate(number), train=metrics["client_work"]["train"])
-        if validation:
+        row = collections.OrderedDict(annotate(number))
+        if metrics is not None:
+            row["train"] = metrics["client_work"]["train"]
+        if "dice" in validation:
             row["validation"] = validation
         if holdout:
             row["holdout"] = holdout
@@ -150,6 +155,8 @@ async def run_study(
         saving.add_done_callback(_heard)
         del state, weights, snapshot, trained, evaluated
     await saving
+    if not program["best_round"]:  # no round was both trained and validated: the last one's model is kept
+        program["best_round"] = np.int32(rounds)
     if ended and _score(program) is None:  # of the rounds so far none was known to be the last
         weights = await tff.program.materialize_value(learning.train.get_model_weights(program["state"]))
         await releases.model.release(_tensors(weights), rounds)
@@ -213,13 +220,26 @@ def _score(program: Mapping[str, Any]) -> float | None:
 
 
 async def _evaluate(
-    process: tff.learning.templates.LearningProcess | None, weights: Any, data: Any, classes: Sequence[str]
+    process: tff.learning.templates.LearningProcess | None,
+    weights: Any,
+    data: Any,
+    classes: Sequence[str],
+    skip: bool,
 ) -> Metrics:
-    """The sites' validation of these weights: Dice over classes and of each; every site counts the same."""
+    """The sites' validation of these weights: Dice over classes and of each; every site counts the same.
+
+    `skip`: weights that were validated before; the selection is taken nevertheless, as rounds are counted by it.
+    """
     if process is None:
         return {}
+    selection = data.select()
+    if skip:
+        return {"skipped": True}
     state = process.set_model_weights(process.initialize(), weights)
-    _, metrics = await tff.program.materialize_value(process.next(state, data.select()))
+    try:
+        _, metrics = await tff.program.materialize_value(process.next(state, selection))
+    except RoundSkippedError:
+        return {"skipped": True}
     found = metrics["client_work"]["eval"]["current_round_metrics"]
     dice = np.atleast_1d(found["dice"])
     return collections.OrderedDict(

@@ -27,6 +27,7 @@ from common.study import Study, load_study
 from common.wire.tensors import Stored
 from server.journal import Journal, JournalDamagedError, read_history, salvaged, write_events
 from server.kept import fault, kept
+from server.repair_record import findings_of, record
 from server.replay import RoundHistory, RunHistory, replay
 from server.run_folder import RunFolder, free_name, set_aside, storing
 from server.tables import read_table, write_table
@@ -79,6 +80,9 @@ def repair(run: RunFolder) -> list[Repair]:
     _require_run(run)  # before a lock is made in it
     with run.locked():
         repairs = examine(run)
+        done = [found for found in repairs if not found.awaited]
+        if done:  # before it is done
+            record(run, "run-repaired", findings=findings_of((found.path, found.problem) for found in done))
         for found in repairs:
             found.apply()
         if not all(found.awaited for found in repairs):
@@ -88,7 +92,7 @@ def repair(run: RunFolder) -> list[Repair]:
 
 def _require_run(run: RunFolder) -> None:
     if not run.path.is_dir() or not (run.study.exists() or run.journal.exists() or run.state.is_dir()):
-        raise RunFolderError(f"{run.path}: no run here; give the folder of a run with --run")
+        raise RunFolderError(f"{run.path}: no run here; give the folder of a run")
 
 
 def _write_status(run: RunFolder, said: str = "") -> None:
@@ -153,6 +157,7 @@ def give_up(run: RunFolder, site: str, number: int, *, dry_run: bool) -> list[st
     said.append(f"This changes the result of round {number}, and so of all rounds after it")
     if not dry_run:
         with run.locked():
+            record(run, "site-given-up", site=site, kind=kind, round=number)
             journal = Journal(run.journal)
             try:
                 journal.given_up(kind, number, site, quorum)
@@ -175,6 +180,8 @@ def _lost_kind(run: RunFolder, study: Study, history: RunHistory, site: str, num
 
 def _lost(run: RunFolder, round_: RoundHistory, *, personal: bool) -> list[str]:
     """The sites of a closed round whose updates are not here, or have to come again."""
+    if round_.summed is not None:  # no update of a secure sum is kept
+        return []
     here = [
         site
         for site, received in round_.received.items()

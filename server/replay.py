@@ -19,7 +19,7 @@ nothing. Everything that a restart needs is in the history; nothing else in a ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -62,6 +62,17 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Summed:
+    """A secure sum that is on disk: of which sites, each of which sent so many bytes."""
+
+    file: str
+    sha256: str
+    survivors: tuple[str, ...]
+    attempt: int
+    sent: int
+
+
+@dataclass(frozen=True)
 class RoundHistory:
     """What is decided of a round.
 
@@ -72,6 +83,10 @@ class RoundHistory:
     refused : by site, why its update was refused in the newest attempt.
     closed : the cohort that the round was closed with, in name order; None while it is open.
     given_up : sites whose lost updates somebody gave up (`wardround repair --give-up`).
+    asked : the newest attempt in which a secure sum was asked for; 0 before any.
+    unmasking : whether the sites were asked to unmask one, which they do once.
+    summed : the secure sum, where there is one.
+    skipped : why the run went on without this round; "" where it did not.
     """
 
     sites: tuple[str, ...]
@@ -80,6 +95,10 @@ class RoundHistory:
     refused: Mapping[str, str] = field(default_factory=dict)
     closed: tuple[str, ...] | None = None
     given_up: tuple[str, ...] = ()
+    asked: int = 0
+    unmasking: bool = False
+    summed: Summed | None = None
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,7 @@ class RunHistory:
     plan : the hex digest of the plan that the last coordinator compiled; "" where none said so.
     ended : why it ended after the last saved round, before its last one; "" where it did not.
     noised : the draws of noise that were added to sums of this run, each counts once.
+    told : the most that each site has said that it has spent of its privacy budget, also with updates not taken.
     """
 
     rounds: Mapping[RoundKey, RoundHistory] = field(default_factory=dict)
@@ -106,6 +126,7 @@ class RunHistory:
     plan: str = ""
     ended: str = ""
     noised: frozenset[str] = frozenset()
+    told: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def saved(self) -> int:
@@ -119,8 +140,8 @@ class RunHistory:
 
     @property
     def spent(self) -> dict[str, float]:
-        """What each site has said last that it has spent of its privacy budget."""
-        found: dict[str, float] = {}
+        """The most that each site has said that it has spent of its privacy budget; it may have spent more since."""
+        found = dict(self.told)
         for round_ in self.rounds.values():
             for site, received in round_.received.items():
                 if received.epsilon is not None:
@@ -139,7 +160,7 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
     rounds, current = dict(start.rounds), dict(start.current)
     states, models = dict(start.states), dict(start.models)
     trained, published, plan = start.trained, start.published, start.plan
-    ended, noised = start.ended, set(start.noised)
+    ended, noised, told = start.ended, set(start.noised), dict(start.told)
     last = max((key.number for key in rounds), default=0)
     for event in events:
         name = event["event"]
@@ -163,6 +184,8 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
             ended = event.get("reason") or ""
         elif name == "noised":
             noised.add(event.get("draw") or "")
+        elif name == "spent":
+            told[event["site"]] = max(event.get("epsilon") or 0.0, told.get(event["site"], 0.0))
         elif name == "published":
             published = event.get("version") or "" if trained else published
         else:
@@ -172,7 +195,7 @@ def replay(events: Iterable[Event], before: RunHistory | None = None) -> RunHist
                 rounds[key] = after(rounds[key], event)
                 if name == "received" and key.number < last:
                     _outdate(rounds, event["site"], event["round"])
-    return RunHistory(rounds, current, states, models, trained, published, plan, ended, frozenset(noised))
+    return RunHistory(rounds, current, states, models, trained, published, plan, ended, frozenset(noised), told)
 
 
 def after(round_: RoundHistory, event: Event) -> RoundHistory:
@@ -202,6 +225,8 @@ def after(round_: RoundHistory, event: Event) -> RoundHistory:
         return replace(round_, attempt=attempt, refused={**kept, site: event.get("reason", "")})
     if name == "retried":
         return replace(round_, attempt=attempt, refused=round_.refused if attempt == round_.attempt else {})
+    if name in _SECURE:
+        return _SECURE[name](replace(round_, attempt=attempt), event)
     if name == "closed" and round_.closed is None:
         closed = tuple(site for site in round_.sites if site in event["included"] and site not in round_.given_up)
         return replace(round_, attempt=attempt, closed=closed, received=_of(closed, round_.received))
@@ -213,6 +238,21 @@ def after(round_: RoundHistory, event: Event) -> RoundHistory:
             return replace(round_, received=received, closed=None, given_up=())  # open again, to everyone
         return replace(round_, received=received, closed=left, given_up=given_up)
     return round_
+
+
+def _summed(round_: RoundHistory, event: Event) -> RoundHistory:
+    survivors = tuple(event["survivors"])
+    summed = Summed(event["file"], event["sha256"], survivors, round_.attempt, event.get("sent") or 0)
+    return replace(round_, summed=summed)
+
+
+_SECURE: Mapping[str, Callable[[RoundHistory, Event], RoundHistory]] = {
+    "asked": lambda round_, event: replace(round_, asked=max(round_.asked, event.get("attempt") or 1)),
+    "unmasking": lambda round_, event: replace(round_, unmasking=True),
+    "summed": _summed,
+    "skipped": lambda round_, event: replace(round_, skipped=event.get("reason") or "its sum was lost"),
+}
+"""What the events of secure sums change of a round."""
 
 
 def _outdate(rounds: dict[RoundKey, RoundHistory], site: str, number: int) -> None:

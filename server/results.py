@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from common.models.network import Network
     from server.evaluation import Holdout, HoldoutResult
     from server.starting import Start
+    from server.watching.samples import Sampler
 
 _log = logging.getLogger("wardround.coordinator")
 
@@ -65,11 +66,13 @@ class Evaluated:
 
         return ForwardPass(self.study, build_network(self.study))
 
-    def evaluate(self, weights: Sequence[Array], *, mirror: bool = True) -> HoldoutResult:
+    def evaluate(
+        self, weights: Sequence[Array], *, mirror: bool = True, sampler: Sampler | None = None
+    ) -> HoldoutResult:
         """The holdout result of these weights; see `Holdout.evaluate`."""
         predict = self._forward.with_weights(weights)
         self.latest = self.holdout.evaluate(
-            predict, tile=self.study.publishing.tile, threads=os.cpu_count() or 1, mirror=mirror
+            predict, tile=self.study.publishing.tile, threads=os.cpu_count() or 1, mirror=mirror, sampler=sampler
         )
         return self.latest
 

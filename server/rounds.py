@@ -13,6 +13,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common.privacy.accounting import BUDGET_SPENT
 from common.wire.tensors import Stored
 
 
@@ -31,6 +32,7 @@ class Stage(enum.Enum):
     DOWNLOAD = "download"
     TRAINING = "training"
     EVALUATION = "evaluation"
+    READY = "ready"  # of a secure round: its work is done, and nothing of it is sent
     UPLOAD = "upload"
     DONE = "done"
     FAILED = "failed"
@@ -50,7 +52,13 @@ class Answer:
     seconds_download: float = 0.0
     seconds_work: float = 0.0
     seconds_upload: float = 0.0
+    arrived: float | None = None  # when the update was on disk, by the clock of whoever has one
     epsilon: float | None = None  # what the site has spent of its privacy budget, this update included
+
+    @property
+    def spent(self) -> bool:
+        """Whether the site has no privacy budget left for this round: it is not asked again in it."""
+        return self.reason == BUDGET_SPENT
 
 
 @dataclass
@@ -111,7 +119,7 @@ class Round:
 
     def connected(self, site: str) -> None:
         """The site is there and was given its task (again, if it had failed or gone, but not after a refusal)."""
-        if self.wants(site) and not self.answers[site].refused:
+        if self.wants(site) and not self.answers[site].refused and not self.answers[site].spent:
             self.answers[site] = Answer(stage=Stage.ASSIGNED)
 
     def disconnected(self, site: str) -> None:
@@ -146,6 +154,7 @@ class Round:
         work: float = 0.0,
         upload: float = 0.0,
         epsilon: float | None = None,
+        arrived: float | None = None,
     ) -> None:
         """The site's update is on disk."""
         if self.wants(site):
@@ -153,7 +162,19 @@ class Round:
             answer.stage, answer.update, answer.cases, answer.reason = Stage.DONE, update, cases, ""
             answer.refused = False
             answer.seconds_download, answer.seconds_work, answer.seconds_upload = download, work, upload
-            answer.epsilon = epsilon
+            answer.epsilon, answer.arrived = epsilon, arrived
+
+    def ready(self, site: str) -> None:
+        """The site's work is done; it waits for the others before it sends anything."""
+        if self.wants(site):
+            self.answers[site] = Answer(stage=Stage.READY)
+
+    def begin_again(self) -> None:
+        """What was received so far is worth nothing, as a secure sum needs all of one attempt: another attempt."""
+        self.attempt += 1
+        for site, answer in self.answers.items():
+            if answer.update is not None:
+                self.answers[site] = Answer(stage=Stage.READY)
 
     def close(self) -> None:
         """No more updates; `included` is final."""
@@ -166,6 +187,6 @@ class Round:
             return True
         self.attempt += 1
         for site in self.missing:
-            if self.answers[site].stage is Stage.FAILED:
+            if self.answers[site].stage is Stage.FAILED and not self.answers[site].spent:
                 self.answers[site] = Answer()
         return False

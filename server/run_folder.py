@@ -79,7 +79,7 @@ class RunFolder:
     def read_study(self) -> Study:
         """The study of this run. Raises RunFolderError where this is no run folder."""
         if not self.study.exists():
-            raise RunFolderError(f"{self.path}: no run here (no study.yaml); give the folder of a run with --run")
+            raise RunFolderError(f"{self.path}: no run here (no study.yaml); give the folder of a run")
         return load_study(self.study)
 
     @contextlib.contextmanager
@@ -147,7 +147,7 @@ class RunFolder:
         RunFolderError : there is no run here, or the status cannot be read.
         """
         if not self.study.exists() and not self.status.exists():
-            raise RunFolderError(f"{self.path}: no run here (no study.yaml); give the folder of a run with --run")
+            raise RunFolderError(f"{self.path}: no run here (no study.yaml); give the folder of a run")
         try:
             status: dict[str, Any] = dict(json.loads(self.status.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -162,6 +162,20 @@ class RunFolder:
             folder = self.published / Path(status["published"]).name
             status["published"] = str(folder) if folder.is_dir() else None
         return status
+
+
+def newest_run(given: Path | None) -> RunFolder:
+    """The run in this folder; None: the newest in `runs/`. Raises RunFolderError where there is none there."""
+    if given is not None:
+        return RunFolder(given)
+    written = {
+        path.parent: path.stat().st_mtime
+        for name in ("study.yaml", "status.json")
+        for path in Path("runs").glob(f"*/{name}")
+    }
+    if not written:
+        raise RunFolderError(f"{Path('runs').absolute()}: no runs here; give the folder of a run with --run")
+    return RunFolder(max(written, key=lambda path: written[path]))
 
 
 def write_atomically(path: Path, text: str, *, durable: bool = True, failpoint: str | None = None) -> None:

@@ -15,10 +15,12 @@ import grpc
 from common.errors import RunFolderError
 from common.failpoints import hit
 from common.version import VERSION
+from common.watching.logs import about
 from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.tensors import encode_chunks
 from common.wording import printable
+from server.calls import SecureAsk
 from server.federation import TAKEN_OVER, Call, Connection, Federation, Pause
 from server.intake import Intake, NotYet, Offer, Superseded, Verdict
 from server.rounds import Kind, Stage
@@ -30,6 +32,7 @@ _KIND_OF = {number: kind for kind, number in _KINDS.items()}
 _STAGES = {stage.value: stage for stage in (Stage.DOWNLOAD, Stage.TRAINING, Stage.EVALUATION, Stage.UPLOAD)}
 _MOST_LETTERS = 300  # of a reason or a version; a site's own are shorter
 _MOST_PROCESS_BYTES = 64
+_MOST_STEP_BYTES = 64 * 1024  # of secure aggregation: a site's largest holds a share for each other site
 _MOST_WARNINGS = 10  # of another plan, a site: one that comes with ever new ones does not fill the log
 
 
@@ -100,6 +103,8 @@ class FederationService(rpc.FederationServicer):
                     yield self._message(connection.site, finished=pb.Finished(reason=item))
                 elif isinstance(item, Call) and item is self._federation.call:
                     yield self._message(connection.site, task=_task(item))
+                elif isinstance(item, SecureAsk) and item.call is self._federation.call:
+                    yield self._message(connection.site, secure=_secure_step(item))
         finally:
             reading.cancel()
             self._federation.disconnect(connection)
@@ -122,7 +127,8 @@ class FederationService(rpc.FederationServicer):
                 if fault:
                     await _abort_malformed(context, fault)
                 if message.WhichOneof("body") == "leaving":
-                    _log.info("%s is stopped at its hospital: %s", site, message.leaving.reason)
+                    said = printable(message.leaving.reason)
+                    _log.info("%s is stopped at its hospital: %s", site, said, extra=about(site=site))
                     self._federation.left(site, message.leaving.reason)
                     return
                 if self._federation.connections.get(site) is not connection:
@@ -132,6 +138,8 @@ class FederationService(rpc.FederationServicer):
                     self._federation.progressed(site, _STAGES[progress.stage], progress.batch, progress.batches)
                 elif message.WhichOneof("body") == "failure" and self._is_current(message.failure.task):
                     self._federation.failed(site, message.failure.reason)
+                elif message.WhichOneof("body") == "secure" and self._is_current(message.secure.task):
+                    self._federation.secure_step(site, message.secure.task.attempt, message.secure.content)
         except RunFolderError:  # the coordinator ends with it
             return
         finally:
@@ -236,6 +244,7 @@ class FederationService(rpc.FederationServicer):
                 reason,
                 self._study,
                 self._digest.hex()[:16],
+                extra=about(site=site),
             )
 
     def _is_current(self, name: pb.TaskName) -> bool:
@@ -250,6 +259,12 @@ class FederationService(rpc.FederationServicer):
 
     def _message(self, site: str, **body: Any) -> pb.CoordinatorMessage:
         return pb.CoordinatorMessage(envelope=self._envelope(site), **body)
+
+
+def _secure_step(ask: SecureAsk) -> pb.SecureStep:
+    round_ = ask.call.round
+    name = pb.TaskName(kind=_KINDS[round_.kind], round=round_.number, attempt=ask.attempt)
+    return pb.SecureStep(task=name, session=ask.session, content=ask.content)
 
 
 def _task(call: Call) -> pb.Task:
@@ -297,7 +312,12 @@ def _fault(message: pb.SiteMessage) -> str:
     if body in ("failure", "leaving"):
         letters = len(getattr(message, body).reason)
         return "" if letters <= _MOST_LETTERS else f"{body}: a reason of {letters} letters, at most {_MOST_LETTERS}"
-    return f"expected progress, failure or leaving, found {body or 'nothing'}"
+    if body == "secure":
+        if message.secure.session:
+            return "secure: a session, which the coordinator alone proposes"
+        size = len(message.secure.content)
+        return "" if size <= _MOST_STEP_BYTES else f"secure: a step of {size} bytes, at most {_MOST_STEP_BYTES}"
+    return f"expected progress, failure, leaving or secure, found {body or 'nothing'}"
 
 
 async def _abort_malformed(context: Any, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import math
@@ -28,8 +29,10 @@ from common.wire import federation_pb2 as pb
 from common.wire import federation_pb2_grpc as rpc
 from common.wire.channel import SERVER_OPTIONS, Address, parse_address, server_credentials
 from common.wire.tensors import CHUNK_BYTES
-from server.access import Access
+from server.access import Access, Member
 from server.journal import read_history
+from server.operation import OperationService, add_operation
+from server.publisher import Publisher
 from server.replay import RunHistory
 from server.run_folder import COORDINATOR, RunFolder
 from server.versions import published_versions
@@ -89,7 +92,13 @@ class _Unreadable(logging.Filter):
 _unreadable = _Unreadable()
 
 
-async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> int:
+def denied(audit: Audit, member: Member, call: str) -> None:
+    """Somebody made a call that its role may not make: recorded."""
+    _log.warning("%s %s may not call %s, and was refused", member.role, member.name, call)
+    audit.record("call-denied", member=f"{member.role} {member.name}", call=call)
+
+
+async def serve(study: Study, run: RunFolder, listen: str, identity: Path, publisher: Publisher) -> int:
     """Lets sites fetch what a finished run has published, until somebody stops this process; returns 0 then.
 
     Sites that were away when the study ended, and dial still, are told that it is over.
@@ -107,6 +116,8 @@ async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> in
     service = FinishedService(study, run.published, run.journal, audit)
     rpc.add_FederationServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     stopped = asyncio.Event()
+    access.on_denied = functools.partial(denied, audit)
+    add_operation(server, OperationService(run, publisher, audit.record, stopped.set))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
@@ -115,6 +126,7 @@ async def serve(study: Study, run: RunFolder, listen: str, identity: Path) -> in
     _log.info("serving what %s has published on %s port %d, until stopped", study.name, address.host, port)
     with access.watching():
         await stopped.wait()
+    publisher.stop()
     await server.stop(grace=1.0)
     audit.sign_head()
     audit.close()
@@ -175,7 +187,10 @@ def header_fault(header: pb.UploadHeader, study: Study) -> str:
         return f"expected an update of at least a byte, found one of {header.blob.size}"
     if not all(math.isfinite(seconds) and seconds >= 0 for seconds in (timing.download, timing.work)):
         return "timing: expected seconds of 0 or more"
-    private = study.privacy.unit == "patient" and header.task.kind == pb.TRAIN
+    secure = study.secure_aggregation.required
+    if secure and (timing.cases or timing.download or timing.work):
+        return "timing: expected nothing, as the study has secure aggregation"
+    private = study.privacy.unit == "patient" and header.task.kind == pb.TRAIN and not secure
     if header.HasField("privacy") != private:
         return f"privacy: expected {'what the site has spent of its budget' if private else 'nothing, as none is kept'}"
     if private and not (math.isfinite(header.privacy.epsilon) and header.privacy.epsilon > 0):

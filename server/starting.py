@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import PublishError, RunFolderError, StudyError, UsageError, WireError
+from common.inference.trust import Trust
 from common.inference.version_files import PublishedWeights, open_weights, origin_of
+from common.security.authorities import authority_for
 from common.study import Study, parse_study
 from common.wire.tensors import Array, TensorSpec, read_tensors, write_tensors
 from server.run_folder import RunFolder, write_atomically
-from server.versions import is_version, newest_version
+from server.versions import authority_of, is_version, newest_version
 
 if TYPE_CHECKING:
     from common.models.network import Network
 
 _KEY = "training.start_from"
 _SHOWN = 3
+
+TrustOf = Callable[[Path | None], Trust]
+"""Says whom to believe; takes the authority's certificate of the run that a version lies in, None where it has none."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,25 @@ class Start:
     study: Study | None
 
 
-def starting_weights(study: Study, run: RunFolder, network: Network) -> Start | None:
+def signed(own: Path | None) -> Trust:
+    """What is signed under the authority that the environment names, else under the run's own."""
+    return Trust(authority_for(None, own))
+
+
+def starting_weights(study: Study, run: RunFolder, network: Network, trust: TrustOf = signed) -> Start | None:
     """What the run starts, or started, from; None: from the study's seed.
 
     Relative paths are relative to where the coordinator is started.
 
+    Parameters
+    ----------
+    trust : whose signature the published version that the study names must have.
+
     Raises
     ------
     StudyError : the file or folder that the study names is none, or of another network or task.
-    PublishError : the published version is damaged.
+    IdentityError : the published version is not signed by whom it must be.
+    PublishError : it is damaged.
     RunFolderError : what the run keeps of its start cannot be read or written.
     """
     if study.training.start_from is None and study.model.encoder_weights is None:
@@ -65,7 +80,7 @@ def starting_weights(study: Study, run: RunFolder, network: Network) -> Start | 
     kept = kept_start(run, network)
     if kept is not None:
         return kept
-    start = _published(study, network) if study.training.start_from is not None else _encoder(study, network)
+    start = _published(study, network, trust) if study.training.start_from is not None else _encoder(study, network)
     _keep(run, start)
     return start
 
@@ -107,7 +122,7 @@ def _keep(run: RunFolder, start: Start) -> None:
     write_atomically(run.start / "start.json", json.dumps(content, indent=1))  # last: without it nothing is kept
 
 
-def _published(study: Study, network: Network) -> Start:
+def _published(study: Study, network: Network, trust: TrustOf) -> Start:
     folder = Path(study.training.start_from or "")
     try:
         version = folder if is_version(folder) else newest_version(RunFolder(folder))
@@ -115,7 +130,9 @@ def _published(study: Study, network: Network) -> Start:
             raise UsageError(
                 f"{folder.absolute()}: neither the folder of a published version nor of a run that has one"
             )
-        found = open_weights(version)
+        whom = trust(authority_of(version))
+        found = open_weights(version, whom)
+        whom.warn()
     except (UsageError, RunFolderError) as error:
         raise StudyError(f"{_KEY}: {error}; correct the path, which only the coordinator reads") from error
     check_fits(study, network, found)

@@ -16,6 +16,7 @@ from server.run_folder import RunFolder
 if TYPE_CHECKING:
     from server.access import Access
     from server.federation import Federation
+    from server.rounds import Answer
 
 _log = logging.getLogger("wardround.coordinator")
 _SHORTEST_INTERVAL = 0.25
@@ -31,6 +32,7 @@ class StatusWriter:
         self._dirty = asyncio.Event()
         self._started = time.time()
         self._failing = False
+        self._seen: dict[str, float] = {}  # when a site was connected last, Unix time
         self.federation: Federation | None = None
         self.access: Access | None = None
         self.fields: dict[str, Any] = {
@@ -81,6 +83,7 @@ class StatusWriter:
         call = federation.call if federation is not None else None
         connections = federation.connections if federation is not None else {}
         sites: dict[str, dict[str, Any]] = {}
+        self._seen |= dict.fromkeys(connections, time.time())
         for name in self._study.cohort.sites:
             connection = connections.get(name)
             answer = call.round.answers.get(name) if call is not None else None
@@ -96,6 +99,8 @@ class StatusWriter:
                 "no_progress_seconds": round(idle) if idle is not None else None,
                 "training_cases": connection.training_cases if connection is not None else 0,
                 "validation_cases": connection.validation_cases if connection is not None else 0,
+                "last_seen_at": self._seen.get(name),
+                "seconds": _seconds(answer),
             }
             if self.access is not None:
                 revoked = self.access.revoked("site", name)
@@ -127,6 +132,7 @@ class StatusWriter:
             "closed_with": list(call.round.fixed) if call is not None and call.round.fixed is not None else None,
             "attempt": call.round.attempt if call is not None else 1,
             "kind": call.round.kind.value if call is not None else None,
+            "round_started_at": call.started - time.monotonic() + time.time() if call is not None else None,
             "deadline_at": call.deadline - time.monotonic() + time.time() if call is not None else None,
             "sites": sites,
             "started_at": self._started,
@@ -134,3 +140,11 @@ class StatusWriter:
             "privacy": federation.privacy if federation is not None else None,
             **fields,
         }
+
+
+def _seconds(answer: Answer | None) -> dict[str, float] | None:
+    """How long a site was at the parts of its answer; None before that is here."""
+    if answer is None or answer.update is None:
+        return None
+    work = {"download": answer.seconds_download, "work": answer.seconds_work, "upload": answer.seconds_upload}
+    return {part: round(seconds, 3) for part, seconds in work.items()}

@@ -21,6 +21,7 @@ import tree
 
 from common.wire.partial import disk_hit
 from server.run_folder import set_aside, storing, write_atomically
+from server.timings import parts_of
 
 Row = Mapping[str, Any]
 
@@ -145,16 +146,21 @@ class SiteLedger:
     def __init__(self, path: Path, epsilon: Callable[[], float] | None = None) -> None:
         self._table = Table(path, ("sites_csv.before", "sites_csv.written"))
         self._summaries: dict[int, OrderedDict[str, Any]] = {}
+        self._ended: dict[int, float] = {}  # when the training of a round was over
         self._epsilon = epsilon
 
     def record(self, call: Any) -> None:
         """A closed round. Raises RunFolderError where it cannot be written."""
-        round_ = call.round
-        seconds = time.monotonic() - call.started
+        round_, now = call.round, time.monotonic()
+        parts = parts_of(call, now)
         if round_.kind.value == "train":
             self._summaries[round_.number] = OrderedDict(
-                sites=len(round_.included), attempt=round_.attempt, seconds=round(seconds, 3)
+                sites=len(round_.included),
+                attempt=round_.attempt,
+                seconds=round(now - call.started, 3),
+                **parts.columns(),
             )
+            self._ended[round_.number] = now
             spent = [answer.epsilon for answer in round_.answers.values() if answer.epsilon is not None]
             if self._epsilon is not None:
                 spent = [self._epsilon()]
@@ -168,13 +174,15 @@ class SiteLedger:
                 attempt=round_.attempt,
                 outcome="included" if answer.update is not None else ("failed" if answer.reason else "missing"),
                 reason=answer.reason,
-                cases=answer.cases,
+                cases=answer.cases if call.secure is None else "",  # nobody here knows
                 bytes_down=call.bytes_down.get(site, 0),
                 bytes_up=answer.update.size if answer.update is not None else 0,
                 seconds_download=round(answer.seconds_download, 3),
                 seconds_work=round(answer.seconds_work, 3),
                 seconds_upload=round(answer.seconds_upload, 3),
-                seconds_round=round(seconds, 3),
+                seconds_waiting=round(_waiting(answer, now - call.started - parts.aggregation), 3),
+                seconds_aggregation=round(parts.aggregation, 3),
+                seconds_round=round(now - call.started, 3),
                 **({} if answer.epsilon is None else {"epsilon": round(answer.epsilon, 6)}),
             )
             for site, answer in round_.answers.items()
@@ -182,5 +190,21 @@ class SiteLedger:
         self._table.write(round_.number, rows)
 
     def summary(self, number: int) -> Row:
-        """The first columns of the round's row in `rounds.csv`."""
-        return self._summaries.get(number, {})
+        """The first columns of the round's row in `rounds.csv`, asked for once all its evaluations are done."""
+        summary = self._summaries.get(number)
+        if summary is None:
+            return {}
+        evaluation = round(time.monotonic() - self._ended[number], 3)
+        found: OrderedDict[str, Any] = OrderedDict()
+        for name, value in summary.items():
+            found[name] = value
+            if name == "seconds_aggregation":
+                found["seconds_evaluation"] = evaluation
+        return found
+
+
+def _waiting(answer: Any, closed: float) -> float:
+    """What is left of the time to a round's closing, beside the site's own parts."""
+    if answer.update is None:
+        return float(closed)
+    return float(max(0.0, closed - answer.seconds_download - answer.seconds_work - answer.seconds_upload))

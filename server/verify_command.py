@@ -48,12 +48,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     from common.inference.signature import check_signature
     from common.inference.version_files import check_files, listed_files
     from common.security.authorities import authority_for
+    from server.versions import authority_of
 
     folder: Path = arguments.version
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give that of a published version")
     refuse_folder_of_versions(folder)
-    authority = authority_for(arguments.authority, _of_run(folder))
+    authority = authority_for(arguments.authority, authority_of(folder))
     if authority is None:
         raise UsageError(
             f"{folder}: no authority to check it against; give the study's ca.crt with --authority, as you had it from "
@@ -83,12 +84,3 @@ def _verify(arguments: argparse.Namespace) -> int:
     )
     print(f"  signer's certificate, SHA-256  {signed_by.fingerprint}")
     return 0
-
-
-def _of_run(version: Path) -> Path | None:
-    """The authority's certificate of the run that a version lies in, where its coordinator's identity lies too."""
-    from common.security.pem_files import AUTHORITY_CERTIFICATE
-    from server.versions import run_of
-
-    run = run_of(version)
-    return run.identity / "coordinator" / AUTHORITY_CERTIFICATE if run is not None else None

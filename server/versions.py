@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.errors import RunFolderError
 from common.inference.published import MANIFEST
+from common.security.pem_files import AUTHORITY_CERTIFICATE
 from server.run_folder import RunFolder
 
 
@@ -47,6 +48,12 @@ def run_of(version: Path) -> RunFolder | None:
     folder = (version if version.is_dir() else version.parent).resolve()
     run = RunFolder(folder.parents[1])
     return run if folder.parent == run.published and run.study.is_file() else None
+
+
+def authority_of(version: Path) -> Path | None:
+    """The authority's certificate of the run that a version lies in, where the coordinator's identity is there too."""
+    run = run_of(version)
+    return run.identity / "coordinator" / AUTHORITY_CERTIFICATE if run is not None else None
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

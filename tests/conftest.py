@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import textwrap
@@ -37,6 +38,16 @@ def _configure_what_is_loaded() -> None:
         from common.learning.runtime import configure_tensorflow
 
         configure_tensorflow(1)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command that was run in this process has set up logs for itself; its stream is closed by now."""
+    logger = logging.getLogger("wardround")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -75,7 +75,7 @@ def _licence(distribution: Distribution) -> dict[str, Any] | None:
     metadata = distribution.metadata
     if "License-Expression" in metadata:
         return {"expression": metadata["License-Expression"]}
-    stated: str = metadata["License"] or ""  # None where there is none
+    (stated, *_) = metadata.get_all("License") or [""]
     if stated and stated != "UNKNOWN" and "\n" not in stated and len(stated) <= _LONGEST_LICENCE:
         return {"license": {"name": stated}}
     for classifier in metadata.get_all("Classifier") or ():

@@ -44,6 +44,7 @@ def build_client_work(
     clip_norm: float | None = None,
     weighting: str = "examples",
     normalization: Normalization | None = None,
+    sum_metrics: Callable[[Any], Any] | None = None,
 ) -> tff.learning.templates.ClientWorkProcess:
     """A client work whose update is `w0 - w` after local training, as TFF's finalizers expect.
 
@@ -57,6 +58,7 @@ def build_client_work(
     weighting : "examples" weights an update by its patches, "equal" counts every site the same.
     normalization : of models with batch statistics. Their update is a pair: `w0 - w`, and the moments averaged over the
         patches trained on, zeros once statistics are frozen.
+    sum_metrics : maps the clients' metrics, placed there, to the server's finalized ones; None: a sum in the clear.
 
     The state is the number of rounds done. An update with a value that is not finite is sent as zeros with weight 0.
     """
@@ -131,9 +133,7 @@ def build_client_work(
             progress = step(broadcast, conditions, images, labels, progress)
         return finish(broadcast, conditions, progress)
 
-    def summed(metrics: Any) -> Any:
-        return tff.learning.metrics.sum_then_finalize(model.finalize_metrics)(metrics)
-
+    summed = sum_metrics or tff.learning.metrics.sum_then_finalize(model.finalize_metrics)
     return work_of_rounds(client_update, conditions_of, weights_type, data_type, summed)
 
 

@@ -25,6 +25,7 @@ import tensorflow_federated as tff
 from common.learning.graph import Graph, leaf_types, to_numpy
 from common.learning.process import build_evaluation_process, build_training_process
 from common.models.operations import NATIVE, Operations
+from common.secure_aggregation.masking import InputSpec
 from common.study import Study
 from common.wire.tensors import TensorSpec
 
@@ -58,6 +59,8 @@ class RoundPlan:
     noise_seed : which leaf of the state is the seed of the noise that is added to the sum, int64 (2,): to be drawn
         anew for each round. None where there is no such noise.
     broadcast, sent : what `prepare` sends down and what a site sends up, as `TensorSpec`s.
+    secure : where the study has secure aggregation, the shapes and bit widths of what `work` gives: whole numbers, of
+        which nothing but the sum may be seen. () where updates are sent as they are.
     """
 
     def __init__(self, process: tff.learning.templates.LearningProcess) -> None:
@@ -70,8 +73,9 @@ class RoundPlan:
         self._accumulate = Graph(form.accumulate)
         self._work = Graph(form.work)
         self._update = Graph(form.update)
+        self.secure = _secure_specs(form)
         self.broadcast = _specs(self.prepare.result)
-        self.sent = _specs(self._work.result)
+        self.sent = tuple(map(_narrow, self.secure)) if self.secure else _specs(self._work.result)
         self.state_type: tff.Type = process.next.type_signature.parameter[0].member
         self.result_type: tff.Type = process.next.type_signature.result
         self.noise_seed = _noise_seed(self.state_type)
@@ -91,12 +95,22 @@ class RoundPlan:
         self._accumulate.replace(total, update)
 
     def work(self, dataset: tf.data.Dataset, broadcast: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-        """What a site sends for its data: arrays of the types in `sent`."""
-        return to_numpy(self._work(dataset.with_options(NO_AUTOTUNE), *broadcast))
+        """What a site sends for its data, or masks: arrays of the types in `sent`."""
+        found = to_numpy(self._work(dataset.with_options(NO_AUTOTUNE), *broadcast))
+        if not self.secure:
+            return found
+        return [value.astype(spec.dtype, copy=False) for value, spec in zip(found, self.sent, strict=True)]
 
     def update(self, state: Sequence[Any], report: Sequence[Any]) -> Tensors:
         """The leaves of `result_type`: those of the next state, then those of the round's metrics."""
         return self._update(*state, *report)
+
+    def securely_updated(self, state: Sequence[Any], sums: Sequence[np.ndarray[Any, Any]]) -> Tensors:
+        """As `update`, from the sums of what `work` gave at the sites, int64, in the shapes of `secure`."""
+        reported = self.report(*self.zero())
+        types = leaf_types(self._update.parameter)[len(state) + len(reported) :]
+        cast = [total.astype(leaf.dtype, copy=False) for total, leaf in zip(sums, types, strict=True)]
+        return self._update(*state, *reported, *cast)
 
 
 @dataclass(frozen=True)
@@ -122,11 +136,28 @@ def build_plan(study: Study, operations: Operations = NATIVE) -> StudyPlan:
 def _digest(study: Study, rounds: dict[str, RoundPlan | None]) -> bytes:
     types = {
         name: {"broadcast": [str(s) for s in plan.broadcast], "sent": [str(s) for s in plan.sent]}
+        | ({"bits": [spec.bits for spec in plan.secure]} if plan.secure else {})
         for name, plan in rounds.items()
         if plan is not None
     }
     content = {"format": PLAN_FORMAT, "study": json.loads(study.canonical()), "types": types}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
+
+
+def _secure_specs(form: tff.backends.mapreduce.MapReduceForm) -> tuple[InputSpec, ...]:
+    plain, *secure = form.work.type_signature.result
+    if not any(leaf_types(part) for part in secure):
+        return ()
+    if leaf_types(plain) or any(leaf_types(part) for part in secure[1:]):  # a defect here, that nobody may run
+        raise TypeError(f"expected nothing but sums of a bit width beside secure ones, found {form.work}")
+    bits = Graph(form.secure_sum_bitwidth)()
+    leaves = leaf_types(secure[0])
+    return tuple(InputSpec(tuple(leaf.shape), int(width)) for leaf, width in zip(leaves, bits, strict=True))
+
+
+def _narrow(spec: InputSpec) -> TensorSpec:
+    """How a site holds a number of so many bits, which TFF gives as int64."""
+    return TensorSpec(f"uint{next(width for width in (8, 16, 32, 64) if spec.bits <= width)}", spec.shape)
 
 
 def _noise_seed(state_type: tff.Type) -> int | None:

@@ -46,6 +46,7 @@ def build_private_client_work(
     clipping: Clipping,
     *,
     proximal_mu: float = 0.0,
+    sum_metrics: Callable[[Any], Any] = tff.federated_sum,
 ) -> tff.learning.templates.ClientWorkProcess:
     """A client work whose update is `w0 - w` after local training, with weight 1.
 
@@ -106,7 +107,7 @@ def build_private_client_work(
             progress = step(start, images, labels, seed, progress)
         return finish(start, progress)
 
-    return work_of_rounds(client_update, rate_of, weights_type, data_type, tff.federated_sum)
+    return work_of_rounds(client_update, rate_of, weights_type, data_type, sum_metrics)
 
 
 def sum_of_clipped(model: Any, weights: Tensors, images: tf.Tensor, labels: tf.Tensor, norm: float) -> Tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,13 @@ from common.learning.client_work import build_client_work, learning_rate_schedul
 from common.learning.model import evaluation_model, site_dice, training_model, training_normalization
 from common.learning.noisy_sum import NoisyMeanFactory
 from common.learning.private_work import Clipping, build_private_client_work
+from common.learning.secure_sums import (
+    FixedPointSumFactory,
+    SecureMeanFactory,
+    largest_weight,
+    share_sum,
+    training_metrics_sum,
+)
 from common.models import build_network
 from common.models.network import Network
 from common.models.operations import NATIVE, Operations
@@ -58,9 +66,13 @@ def _client_work(study: Study, network: Network, operations: Operations) -> tff.
         rounds=training.rounds,
         warmup_rounds=training.client_optimizer.warmup_rounds,
     )
+    secure_sum = training_metrics_sum(study, model.finalize_metrics) if study.secure_aggregation.required else None
     if privacy.unit == "patient":
         clipping = Clipping(privacy.clip_norm, privacy.noise_multiplier, privacy.patients_per_step)
-        return build_private_client_work(model, optimizer, rate, clipping, proximal_mu=training.proximal_mu)
+        summed = secure_sum or tff.federated_sum
+        return build_private_client_work(
+            model, optimizer, rate, clipping, proximal_mu=training.proximal_mu, sum_metrics=summed
+        )
     return build_client_work(
         model,
         optimizer,
@@ -69,18 +81,25 @@ def _client_work(study: Study, network: Network, operations: Operations) -> tff.
         clip_norm=training.clip_norm,
         weighting=training.weighting,
         normalization=training_normalization(study, network, operations),
+        sum_metrics=secure_sum,
     )
 
 
 def _aggregator(study: Study, weights_type: tff.Type) -> tff.templates.AggregationProcess:
     """Weighted means: of the updates and, in models with batch statistics, apart from them of the moments.
 
-    With privacy at the level of sites, the noisy mean.
+    With privacy at the level of sites, the noisy mean. With secure aggregation, of sums that alone can be read.
     """
-    privacy = study.privacy
+    privacy, secure = study.privacy, study.secure_aggregation
     if privacy.unit == "site":
-        noisy = NoisyMeanFactory(privacy.clip_norm, privacy.noise_multiplier, len(study.cohort.sites))
+        total = None
+        if secure.required:  # no value of a clipped update is larger than its norm
+            total = FixedPointSumFactory(privacy.clip_norm, len(study.cohort.sites))
+        noisy = NoisyMeanFactory(privacy.clip_norm, privacy.noise_multiplier, len(study.cohort.sites), total)
         return noisy.create(weights_type.trainable, tff.TensorType(np.float32))
+    if secure.required:
+        secure_mean = SecureMeanFactory(secure.largest_update, largest_weight(study), len(study.cohort.sites))
+        return secure_mean.create(weights_type.trainable, tff.TensorType(np.float32))
     mean = tff.aggregators.MeanFactory(no_nan_division=True)
     if not weights_type.non_trainable:
         return mean.create(weights_type.trainable, tff.TensorType(np.float32))
@@ -107,22 +126,29 @@ def build_evaluation_process(study: Study) -> tff.learning.templates.LearningPro
     with tf.Graph().as_default():
         counts = model.initialize_metrics_state()
     counts_type = tff.types.tensorflow_to_type(tf.nest.map_structure(tf.TensorSpec.from_tensor, counts))
-    return tff.learning.algorithms.build_fed_eval(model, metrics_aggregation_process=_mean_over_sites(counts_type))
+    summed = share_sum if study.secure_aggregation.required else tff.federated_sum
+    aggregation = _mean_over_sites(counts_type, summed)
+    return tff.learning.algorithms.build_fed_eval(model, metrics_aggregation_process=aggregation)
 
 
-def _mean_over_sites(counts_type: tff.Type) -> tff.templates.AggregationProcess:
+def _mean_over_sites(counts_type: tff.Type, summed: Callable[[Any], Any]) -> tff.templates.AggregationProcess:
+    """`summed` adds up structures at the sites. Where all of them must be floats, counts are too."""
+    count_type = tf.float32 if summed is share_sum else tf.int32
+
     @tff.tensorflow.computation(counts_type)
     def at_site(counts: Any) -> Any:
         result = site_dice(counts)
         return collections.OrderedDict(
             dice=result["dice"] * result["occurred"],
             occurred=result["occurred"],
-            sites=tf.cast(tf.reduce_any(result["occurred"] > 0), tf.int32),
+            sites=tf.cast(tf.reduce_any(result["occurred"] > 0), count_type),
         )
 
     @tff.tensorflow.computation(at_site.type_signature.result)
     def at_server(sums: Any) -> Any:
-        return collections.OrderedDict(dice=tf.math.divide_no_nan(sums["dice"], sums["occurred"]), sites=sums["sites"])
+        sites = sums["sites"] if count_type is tf.int32 else tf.cast(tf.round(sums["sites"]), tf.int32)
+        occurred = sums["occurred"] if count_type is tf.int32 else tf.round(sums["occurred"])
+        return collections.OrderedDict(dice=tf.math.divide_no_nan(sums["dice"], occurred), sites=sites)
 
     @tff.federated_computation
     def initialize() -> Any:
@@ -130,7 +156,7 @@ def _mean_over_sites(counts_type: tff.Type) -> tff.templates.AggregationProcess:
 
     @tff.federated_computation(tff.FederatedType((), tff.SERVER), tff.FederatedType(counts_type, tff.CLIENTS))
     def aggregate(state: Any, counts: Any) -> Any:
-        result = tff.federated_map(at_server, tff.federated_sum(tff.federated_map(at_site, counts)))
+        result = tff.federated_map(at_server, summed(tff.federated_map(at_site, counts)))
         # `build_fed_eval` asks for this round's metrics and those of all rounds; each evaluation here starts afresh.
         return tff.templates.MeasuredProcessOutput(
             state, tff.federated_zip((result, result)), tff.federated_value((), tff.SERVER)

@@ -1,10 +1,10 @@
 """Masks: 256-bit seeds stretched to streams of integers, added to tensors and taken off again modulo 2^b.
 
 For each tensor a seed gives a key (HKDF-Expand, RFC 5869) and the key a stream (ChaCha20 from block 0 with a zero
-nonce, RFC 8439: a key is used for one stream only). Eight bytes of it, little-endian, make a value; arithmetic is that
-of 64-bit integers, which wraps modulo 2^64 and hence modulo 2^b. The modulus is as wide as the sum of all sites' values
-may be, so that the sum itself never wraps. All work is done in chunks: beside inputs and results, memory is a few
-hundred kilobytes a mask at most.
+nonce, RFC 8439: a key is used for one stream only). Four bytes of it, little-endian, make a value where b is at most
+32, eight where it is more; arithmetic is that of integers of so many bytes, which wraps modulo 2^32 or 2^64 and so
+modulo 2^b. The modulus is as wide as the sum of all sites' values may be, so that the sum itself never wraps. All work
+is done in chunks: beside inputs and results, memory is a few hundred kilobytes a mask at most.
 
 ChaCha20 was chosen over AES-CTR: both outrun the additions, and ChaCha20 does so on processors without AES too.
 """
@@ -24,17 +24,26 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from common.secure_aggregation.encoding import Buffer, join_fields, number_field
-from common.secure_aggregation.packing import BLOCK, MAX_BITS, Words, check_packed, pack, packed_bytes, unpack
+from common.secure_aggregation.packing import (
+    BLOCK,
+    MAX_BITS,
+    WORD_BITS,
+    Words,
+    check_packed,
+    pack,
+    packed_bytes,
+    unpack,
+)
 from common.secure_aggregation.refusals import ImpossibleSumError, InputError, MalformedMessageError
 
 SEED_BYTES: Final = 32
 
-_VALUE_BYTES: Final = 8
 _CHUNK: Final = 1024 * BLOCK
 """Values handled at a time: they stay in the processor's cache, and fill whole words when packed."""
 _NONCE: Final = bytes(16)  # the block counter and the nonce
 _SLACK: Final = 64  # `update_into` asks for a buffer that is longer than what it writes, by a block less a byte
-_ZEROS: Final = bytes(_CHUNK * _VALUE_BYTES)
+_ZEROS: Final = bytes(_CHUNK * 8)
+_Word = type[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -115,12 +124,13 @@ def mask_inputs(
     position = 0
     for index, (tensor, spec) in enumerate(zip(tensors, specs, strict=True)):
         bits = modulus_bits(spec.bits, sites)
-        streams = _Streams(masks, index)
+        word = _word(bits)
+        streams = _Streams(masks, index, word)
         flat = tensor.reshape(-1)
         for start, stop in _chunks(spec.size):
-            values = flat[start:stop].astype(np.uint64)
+            values = flat[start:stop].astype(word)
             streams.add_to(values)
-            values &= np.uint64(2**bits - 1)
+            values &= word(2**bits - 1)
             size = packed_bytes(stop - start, bits)
             written[position : position + size] = pack(values, bits)[:size].data
             position += size
@@ -128,7 +138,7 @@ def mask_inputs(
 
 
 class Accumulator:
-    """The running sum of masked inputs, modulo each tensor's 2^b: one 64-bit integer a value, however many inputs.
+    """The running sum of masked inputs, modulo each tensor's 2^b: one integer a value, however many inputs.
 
     Parameters
     ----------
@@ -141,7 +151,9 @@ class Accumulator:
     def __init__(self, specs: Sequence[InputSpec], sites: int) -> None:
         self._specs = tuple(specs)
         self._bits = [modulus_bits(spec.bits, sites) for spec in specs]
-        self._sums: list[Words] = [np.zeros(spec.size, np.uint64) for spec in specs]
+        self._sums: list[Words] = [
+            np.zeros(spec.size, _word(bits)) for spec, bits in zip(specs, self._bits, strict=True)
+        ]
 
     def add(self, payload: Buffer) -> None:
         """Add what `mask_inputs` gave. Raises MalformedMessageError, and adds nothing, where it is of another form."""
@@ -170,32 +182,34 @@ class Accumulator:
         """
         opposites = [mask.opposite() for mask in masks]
         for index, (total, bits) in enumerate(zip(self._sums, self._bits, strict=True)):
-            streams = _Streams(opposites, index)
+            word = _word(bits)
+            streams = _Streams(opposites, index, word)
             largest = summed * (2 ** self._specs[index].bits - 1)
             for start, stop in _chunks(len(total)):
                 values = total[start:stop]
                 streams.add_to(values)
-                values &= np.uint64(2**bits - 1)
+                values &= word(2**bits - 1)
                 if int(values.max()) > largest:
                     raise ImpossibleSumError(
                         f"tensor {index}: expected sums of at most {summed} times 2^{self._specs[index].bits} - 1, "
                         "found a larger one: a site's masks did not cancel; skip the round"
                     )
         sums, self._sums = self._sums, []
-        return [total.view(np.int64).reshape(spec.shape) for total, spec in zip(sums, self._specs, strict=True)]
+        return [total.astype(np.int64).reshape(spec.shape) for total, spec in zip(sums, self._specs, strict=True)]
 
 
 class _Streams:
-    """The streams of all masks for one tensor, at the same position."""
+    """The streams of all masks for one tensor, at the same position, in words of one type."""
 
-    def __init__(self, masks: Sequence[Mask], tensor: int) -> None:
+    def __init__(self, masks: Sequence[Mask], tensor: int, word: _Word) -> None:
         self._streams = [(_stream(mask, tensor), mask.negative) for mask in masks]
-        self._buffer = bytearray(len(_ZEROS) + _SLACK)
-        self._values = np.frombuffer(self._buffer, "<u8", _CHUNK)
+        self._word_bytes = word(0).itemsize
+        self._buffer = bytearray(_CHUNK * self._word_bytes + _SLACK)
+        self._values = np.frombuffer(self._buffer, f"<u{self._word_bytes}", _CHUNK)
 
     def add_to(self, chunk: Words) -> None:
-        """Add the next values of every stream to the chunk, in place, modulo 2^64."""
-        zeros = memoryview(_ZEROS)[: len(chunk) * _VALUE_BYTES]
+        """Add the next values of every stream to the chunk, in place, modulo what a word holds."""
+        zeros = memoryview(_ZEROS)[: len(chunk) * self._word_bytes]
         values = self._values[: len(chunk)]
         for stream, negative in self._streams:
             stream.update_into(zeros, self._buffer)
@@ -203,6 +217,11 @@ class _Streams:
                 chunk -= values
             else:
                 chunk += values
+
+
+def _word(bits: int) -> _Word:
+    """What values modulo 2^bits are held in."""
+    return np.uint32 if bits <= WORD_BITS else np.uint64
 
 
 def _stream(mask: Mask, tensor: int) -> CipherContext:

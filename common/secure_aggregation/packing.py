@@ -6,7 +6,7 @@ Vectorized over blocks of 64/gcd(b, 64) values, which fill whole 64-bit words.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,10 @@ import numpy.typing as npt
 from common.secure_aggregation.encoding import Buffer
 from common.secure_aggregation.refusals import MalformedMessageError
 
-Words = npt.NDArray[np.uint64]
+Words = npt.NDArray[np.unsignedinteger[Any]]
 
+WORD_BITS: Final = 32
+"""Values of so many bits are packed as they lie in memory; those of fewer are held in words of so many."""
 MAX_BITS: Final = 63
 """Sums are given out as int64."""
 BLOCK: Final = 64
@@ -32,6 +34,9 @@ def pack(values: Words, bits: int) -> npt.NDArray[np.uint8]:
 
     Values beyond are not looked for: mask them first.
     """
+    if bits == WORD_BITS:
+        return values.astype("<u4", copy=False).view(np.uint8)
+    values = values.astype(np.uint64, copy=False)
     group, words = _group(bits)
     rows = -(-len(values) // group)
     if len(values) != rows * group:
@@ -47,11 +52,13 @@ def pack(values: Words, bits: int) -> npt.NDArray[np.uint8]:
 
 
 def unpack(data: Buffer, count: int, bits: int) -> Words:
-    """The `count` values of `bits` bits that `pack` wrote.
+    """The `count` values of `bits` bits that `pack` wrote, in words of 32 bits where they fit.
 
     Raises MalformedMessageError where `data` has another length, or a bit set that belongs to no value.
     """
     check_packed(data, count, bits)
+    if bits == WORD_BITS:
+        return np.frombuffer(data, "<u4")
     group, words = _group(bits)
     rows = -(-count // group)
     packed = np.zeros((rows, words), "<u8")
@@ -63,7 +70,7 @@ def unpack(data: Buffer, count: int, bits: int) -> Words:
         if shift + bits > 64:
             table[:, column] |= packed[:, word + 1] << np.uint64(64 - shift)
     table &= np.uint64(2**bits - 1)
-    return table.reshape(-1)[:count]
+    return table.reshape(-1)[:count] if bits > WORD_BITS else table.reshape(-1)[:count].astype(np.uint32)
 
 
 def check_packed(data: Buffer, count: int, bits: int) -> None:

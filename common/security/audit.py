@@ -34,10 +34,9 @@ from typing import Any, Final
 
 from common.disk import cannot_write, is_full
 from common.errors import RunFolderError
+from common.security.audit_files import HEAD, LOG
 from common.security.signing import Signer
 
-LOG: Final = "audit.log"
-HEAD: Final = "audit.head"
 HEAD_SIGNED: Final = "head-signed"
 REPAIRED: Final = "repaired"
 

@@ -14,7 +14,6 @@ from common.errors import IdentityError, RunFolderError
 from common.security.audit import (
     HEAD_PURPOSE,
     HEAD_SIGNED,
-    LOG,
     Entry,
     Tail,
     check_head,
@@ -23,6 +22,7 @@ from common.security.audit import (
     head_statement,
     read_head,
 )
+from common.security.audit_files import LOG
 from common.security.authorities import Authority
 from common.security.signing import SignedBy, verify
 

@@ -25,6 +25,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.disk import cannot_write, of_the_disk
@@ -78,6 +79,11 @@ class Identity:
     name: str
     role: Role
     not_after: datetime.datetime
+
+    @property
+    def run(self) -> bytes:
+        """What tells runs of a study apart, 32 bytes: the authority that signed the certificates of both sides."""
+        return x509.load_pem_x509_certificate(self.authority).fingerprint(hashes.SHA256())
 
 
 def create_authority(folder: Path, study: str) -> None:

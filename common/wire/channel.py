@@ -8,10 +8,9 @@ where the list is another would accept TLS 1.2; `server_credentials` refuses to 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
 import grpc
 
@@ -19,6 +18,8 @@ from common import TLS12_SUITES, TLS12_SUITES_VARIABLE
 from common.errors import IdentityError, NetworkError, WardroundError
 from common.security.certificates import Identity
 from common.security.profile import MEMBERS, Role
+from common.wire.addresses import Address as Address
+from common.wire.addresses import parse_address as parse_address
 from common.wire.tensors import MAX_MESSAGE_BYTES
 
 _COMMON_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -66,30 +67,6 @@ _TROUBLES: Final[tuple[tuple[str, str], ...]] = (
     ("no route|unreachable", "there is no way to it from this network"),
     ("handshake read failed|socket closed|reset by peer|broken pipe|goaway", "the connection was closed"),
 )
-
-
-class Address(NamedTuple):
-    """Where the coordinator listens or is reached; ``str()`` of it is what gRPC takes. IPv6 hosts have no brackets."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str) -> Address:
-    """Host and port of ``host:port`` (a DNS name or IPv4 address) or ``[IPv6]:port``.
-
-    Port 0, a port that the system chooses, is for servers only. Raises NetworkError for anything else.
-    """
-    match = re.fullmatch(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]:/@\s]+)):(?P<port>[0-9]{1,5})", text, re.ASCII)
-    if match is None or int(match["port"]) > 65535 or not _is_host(match["six"], match["host"]):
-        raise NetworkError(
-            f"address {text!r}: expected host:port, such as coordinator.example.org:8443 or [2001:db8::1]:8443; "
-            "correct it"
-        )
-    return Address(match["six"] or match["host"], int(match["port"]))
 
 
 def server_credentials(identity: Identity) -> grpc.ServerCredentials:
@@ -181,19 +158,3 @@ def connection_trouble(address: Address, details: str) -> str:
     # What the coordinator itself said, or gRPC's words without what it puts before them.
     said = re.sub(r"^failed to connect to all addresses; last error: \w+: (\S+:\d+: )?", "", details.split("\n")[0])
     return f"no connection to the coordinator at {address}: {said[:200]}"
-
-
-def _is_host(six: str | None, host: str | None) -> bool:
-    try:
-        address = ipaddress.ip_address(six or host or "")
-    except ValueError:
-        if six is not None or host is None:
-            return False
-        labels = host.removesuffix(".").split(".")
-        # A name of digits and dots alone that is no address is a mistyped address.
-        return (
-            len(host) <= 253
-            and not labels[-1].isdecimal()
-            and all(re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", label) for label in labels)
-        )
-    return address.version == (4 if six is None else 6)

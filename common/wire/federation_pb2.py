@@ -14,15 +14,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ommon/wire/federation.proto\x12\x0cwardround.v1\"<\n\x08\x45nvelope\x12\r\n\x05study\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x0c\n\x04site\x18\x03 \x01(\t\"P\n\x08TaskName\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.wardround.v1.TaskKind\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"$\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\"d\n\x04Task\x12$\n\x04name\x18\x01 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12%\n\tbroadcast\x18\x02 \x01(\x0b\x32\x12.wardround.v1.Blob\x12\x0f\n\x07scalars\x18\x03 \x01(\x0c\"[\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0etraining_cases\x18\x02 \x01(\r\x12\x18\n\x10validation_cases\x18\x03 \x01(\r\x12\x0f\n\x07process\x18\x04 \x01(\x0c\"_\n\x08Progress\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12\r\n\x05stage\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0f\n\x07\x62\x61tches\x18\x04 \x01(\r\"?\n\x07\x46\x61ilure\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x19\n\x07Leaving\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xe5\x01\n\x0bSiteMessage\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12$\n\x05hello\x18\x02 \x01(\x0b\x32\x13.wardround.v1.HelloH\x00\x12*\n\x08progress\x18\x03 \x01(\x0b\x32\x16.wardround.v1.ProgressH\x00\x12(\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x15.wardround.v1.FailureH\x00\x12(\n\x07leaving\x18\x05 \x01(\x0b\x32\x15.wardround.v1.LeavingH\x00\x42\x06\n\x04\x62ody\"*\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06rounds\x18\x02 \x01(\r\"\x1a\n\x08\x46inished\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x19\n\x07Pausing\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xea\x01\n\x12\x43oordinatorMessage\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12(\n\x07welcome\x18\x02 \x01(\x0b\x32\x15.wardround.v1.WelcomeH\x00\x12\"\n\x04task\x18\x03 \x01(\x0b\x32\x12.wardround.v1.TaskH\x00\x12*\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x16.wardround.v1.FinishedH\x00\x12(\n\x07pausing\x18\x05 \x01(\x0b\x32\x15.wardround.v1.PausingH\x00\x42\x06\n\x04\x62ody\"\x81\x01\n\x0f\x44ownloadRequest\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12$\n\x04task\x18\x02 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\xe8\x01\n\x0cUploadHeader\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12$\n\x04task\x18\x02 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12 \n\x04\x62lob\x18\x03 \x01(\x0b\x32\x12.wardround.v1.Blob\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.wardround.v1.Timing\x12\x18\n\x10\x62roadcast_sha256\x18\x05 \x01(\x0c\x12&\n\x07privacy\x18\n \x01(\x0b\x32\x15.wardround.v1.Privacy\")\n\x07Privacy\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x01\"7\n\x06Timing\x12\x10\n\x08\x64ownload\x18\x01 \x01(\x01\x12\x0c\n\x04work\x18\x02 \x01(\x01\x12\r\n\x05\x63\x61ses\x18\x03 \x01(\r\"U\n\rUploadMessage\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.wardround.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"Y\n\x0bUploadReply\x12\x12\n\x08position\x18\x01 \x01(\x04H\x00\x12.\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.wardround.v1.UploadReceiptH\x00\x42\x06\n\x04\x62ody\"\x90\x01\n\rUploadReceipt\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12$\n\x04task\x18\x02 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x61gain\x18\x05 \x01(\x08\"I\n\x0c\x46\x65tchRequest\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12\x0f\n\x07version\x18\x02 \x01(\t\"Y\n\x0c\x46\x65tchMessage\x12\x31\n\x07version\x18\x01 \x01(\x0b\x32\x1e.wardround.v1.PublishedVersionH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"^\n\x10PublishedVersion\x12\r\n\x05study\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12*\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x1b.wardround.v1.PublishedFile\"?\n\rPublishedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04\x62lob\x18\x02 \x01(\x0b\x32\x12.wardround.v1.Blob*>\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\x32\xa2\x02\n\nFederation\x12I\n\x06\x41ttend\x12\x19.wardround.v1.SiteMessage\x1a .wardround.v1.CoordinatorMessage(\x01\x30\x01\x12@\n\x08\x44ownload\x12\x1d.wardround.v1.DownloadRequest\x1a\x13.wardround.v1.Chunk0\x01\x12\x44\n\x06Upload\x12\x1b.wardround.v1.UploadMessage\x1a\x19.wardround.v1.UploadReply(\x01\x30\x01\x12\x41\n\x05\x46\x65tch\x12\x1a.wardround.v1.FetchRequest\x1a\x1a.wardround.v1.FetchMessage0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ommon/wire/federation.proto\x12\x0cwardround.v1\"<\n\x08\x45nvelope\x12\r\n\x05study\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x0c\n\x04site\x18\x03 \x01(\t\"P\n\x08TaskName\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.wardround.v1.TaskKind\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"$\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\"d\n\x04Task\x12$\n\x04name\x18\x01 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12%\n\tbroadcast\x18\x02 \x01(\x0b\x32\x12.wardround.v1.Blob\x12\x0f\n\x07scalars\x18\x03 \x01(\x0c\"[\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0etraining_cases\x18\x02 \x01(\r\x12\x18\n\x10validation_cases\x18\x03 \x01(\r\x12\x0f\n\x07process\x18\x04 \x01(\x0c\"_\n\x08Progress\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12\r\n\x05stage\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0f\n\x07\x62\x61tches\x18\x04 \x01(\r\"?\n\x07\x46\x61ilure\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x19\n\x07Leaving\x12\x0e\n\x06reason\x18\x01 \x01(\t\"T\n\nSecureStep\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12\x0f\n\x07session\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\x91\x02\n\x0bSiteMessage\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12$\n\x05hello\x18\x02 \x01(\x0b\x32\x13.wardround.v1.HelloH\x00\x12*\n\x08progress\x18\x03 \x01(\x0b\x32\x16.wardround.v1.ProgressH\x00\x12(\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x15.wardround.v1.FailureH\x00\x12(\n\x07leaving\x18\x05 \x01(\x0b\x32\x15.wardround.v1.LeavingH\x00\x12*\n\x06secure\x18\x06 \x01(\x0b\x32\x18.wardround.v1.SecureStepH\x00\x42\x06\n\x04\x62ody\"*\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06rounds\x18\x02 \x01(\r\"\x1a\n\x08\x46inished\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x19\n\x07Pausing\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x96\x02\n\x12\x43oordinatorMessage\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12(\n\x07welcome\x18\x02 \x01(\x0b\x32\x15.wardround.v1.WelcomeH\x00\x12\"\n\x04task\x18\x03 \x01(\x0b\x32\x12.wardround.v1.TaskH\x00\x12*\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x16.wardround.v1.FinishedH\x00\x12(\n\x07pausing\x18\x05 \x01(\x0b\x32\x15.wardround.v1.PausingH\x00\x12*\n\x06secure\x18\x06 \x01(\x0b\x32\x18.wardround.v1.SecureStepH\x00\x42\x06\n\x04\x62ody\"\x81\x01\n\x0f\x44ownloadRequest\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12$\n\x04task\x18\x02 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\xe8\x01\n\x0cUploadHeader\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12$\n\x04task\x18\x02 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12 \n\x04\x62lob\x18\x03 \x01(\x0b\x32\x12.wardround.v1.Blob\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.wardround.v1.Timing\x12\x18\n\x10\x62roadcast_sha256\x18\x05 \x01(\x0c\x12&\n\x07privacy\x18\n \x01(\x0b\x32\x15.wardround.v1.Privacy\")\n\x07Privacy\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x01\"7\n\x06Timing\x12\x10\n\x08\x64ownload\x18\x01 \x01(\x01\x12\x0c\n\x04work\x18\x02 \x01(\x01\x12\r\n\x05\x63\x61ses\x18\x03 \x01(\r\"U\n\rUploadMessage\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.wardround.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"Y\n\x0bUploadReply\x12\x12\n\x08position\x18\x01 \x01(\x04H\x00\x12.\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.wardround.v1.UploadReceiptH\x00\x42\x06\n\x04\x62ody\"\x90\x01\n\rUploadReceipt\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12$\n\x04task\x18\x02 \x01(\x0b\x32\x16.wardround.v1.TaskName\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x61gain\x18\x05 \x01(\x08\"I\n\x0c\x46\x65tchRequest\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x16.wardround.v1.Envelope\x12\x0f\n\x07version\x18\x02 \x01(\t\"Y\n\x0c\x46\x65tchMessage\x12\x31\n\x07version\x18\x01 \x01(\x0b\x32\x1e.wardround.v1.PublishedVersionH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"^\n\x10PublishedVersion\x12\r\n\x05study\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12*\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x1b.wardround.v1.PublishedFile\"?\n\rPublishedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04\x62lob\x18\x02 \x01(\x0b\x32\x12.wardround.v1.Blob*>\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\x32\xa2\x02\n\nFederation\x12I\n\x06\x41ttend\x12\x19.wardround.v1.SiteMessage\x1a .wardround.v1.CoordinatorMessage(\x01\x30\x01\x12@\n\x08\x44ownload\x12\x1d.wardround.v1.DownloadRequest\x1a\x13.wardround.v1.Chunk0\x01\x12\x44\n\x06Upload\x12\x1b.wardround.v1.UploadMessage\x1a\x19.wardround.v1.UploadReply(\x01\x30\x01\x12\x41\n\x05\x46\x65tch\x12\x1a.wardround.v1.FetchRequest\x1a\x1a.wardround.v1.FetchMessage0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'common.wire.federation_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_TASKKIND']._serialized_start=2322
-  _globals['_TASKKIND']._serialized_end=2384
+  _globals['_TASKKIND']._serialized_start=2496
+  _globals['_TASKKIND']._serialized_end=2558
   _globals['_ENVELOPE']._serialized_start=46
   _globals['_ENVELOPE']._serialized_end=106
   _globals['_TASKNAME']._serialized_start=108
@@ -39,40 +39,42 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_FAILURE']._serialized_end=583
   _globals['_LEAVING']._serialized_start=585
   _globals['_LEAVING']._serialized_end=610
-  _globals['_SITEMESSAGE']._serialized_start=613
-  _globals['_SITEMESSAGE']._serialized_end=842
-  _globals['_WELCOME']._serialized_start=844
-  _globals['_WELCOME']._serialized_end=886
-  _globals['_FINISHED']._serialized_start=888
-  _globals['_FINISHED']._serialized_end=914
-  _globals['_PAUSING']._serialized_start=916
-  _globals['_PAUSING']._serialized_end=941
-  _globals['_COORDINATORMESSAGE']._serialized_start=944
-  _globals['_COORDINATORMESSAGE']._serialized_end=1178
-  _globals['_DOWNLOADREQUEST']._serialized_start=1181
-  _globals['_DOWNLOADREQUEST']._serialized_end=1310
-  _globals['_CHUNK']._serialized_start=1312
-  _globals['_CHUNK']._serialized_end=1333
-  _globals['_UPLOADHEADER']._serialized_start=1336
-  _globals['_UPLOADHEADER']._serialized_end=1568
-  _globals['_PRIVACY']._serialized_start=1570
-  _globals['_PRIVACY']._serialized_end=1611
-  _globals['_TIMING']._serialized_start=1613
-  _globals['_TIMING']._serialized_end=1668
-  _globals['_UPLOADMESSAGE']._serialized_start=1670
-  _globals['_UPLOADMESSAGE']._serialized_end=1755
-  _globals['_UPLOADREPLY']._serialized_start=1757
-  _globals['_UPLOADREPLY']._serialized_end=1846
-  _globals['_UPLOADRECEIPT']._serialized_start=1849
-  _globals['_UPLOADRECEIPT']._serialized_end=1993
-  _globals['_FETCHREQUEST']._serialized_start=1995
-  _globals['_FETCHREQUEST']._serialized_end=2068
-  _globals['_FETCHMESSAGE']._serialized_start=2070
-  _globals['_FETCHMESSAGE']._serialized_end=2159
-  _globals['_PUBLISHEDVERSION']._serialized_start=2161
-  _globals['_PUBLISHEDVERSION']._serialized_end=2255
-  _globals['_PUBLISHEDFILE']._serialized_start=2257
-  _globals['_PUBLISHEDFILE']._serialized_end=2320
-  _globals['_FEDERATION']._serialized_start=2387
-  _globals['_FEDERATION']._serialized_end=2677
+  _globals['_SECURESTEP']._serialized_start=612
+  _globals['_SECURESTEP']._serialized_end=696
+  _globals['_SITEMESSAGE']._serialized_start=699
+  _globals['_SITEMESSAGE']._serialized_end=972
+  _globals['_WELCOME']._serialized_start=974
+  _globals['_WELCOME']._serialized_end=1016
+  _globals['_FINISHED']._serialized_start=1018
+  _globals['_FINISHED']._serialized_end=1044
+  _globals['_PAUSING']._serialized_start=1046
+  _globals['_PAUSING']._serialized_end=1071
+  _globals['_COORDINATORMESSAGE']._serialized_start=1074
+  _globals['_COORDINATORMESSAGE']._serialized_end=1352
+  _globals['_DOWNLOADREQUEST']._serialized_start=1355
+  _globals['_DOWNLOADREQUEST']._serialized_end=1484
+  _globals['_CHUNK']._serialized_start=1486
+  _globals['_CHUNK']._serialized_end=1507
+  _globals['_UPLOADHEADER']._serialized_start=1510
+  _globals['_UPLOADHEADER']._serialized_end=1742
+  _globals['_PRIVACY']._serialized_start=1744
+  _globals['_PRIVACY']._serialized_end=1785
+  _globals['_TIMING']._serialized_start=1787
+  _globals['_TIMING']._serialized_end=1842
+  _globals['_UPLOADMESSAGE']._serialized_start=1844
+  _globals['_UPLOADMESSAGE']._serialized_end=1929
+  _globals['_UPLOADREPLY']._serialized_start=1931
+  _globals['_UPLOADREPLY']._serialized_end=2020
+  _globals['_UPLOADRECEIPT']._serialized_start=2023
+  _globals['_UPLOADRECEIPT']._serialized_end=2167
+  _globals['_FETCHREQUEST']._serialized_start=2169
+  _globals['_FETCHREQUEST']._serialized_end=2242
+  _globals['_FETCHMESSAGE']._serialized_start=2244
+  _globals['_FETCHMESSAGE']._serialized_end=2333
+  _globals['_PUBLISHEDVERSION']._serialized_start=2335
+  _globals['_PUBLISHEDVERSION']._serialized_end=2429
+  _globals['_PUBLISHEDFILE']._serialized_start=2431
+  _globals['_PUBLISHEDFILE']._serialized_end=2494
+  _globals['_FEDERATION']._serialized_start=2561
+  _globals['_FEDERATION']._serialized_end=2851
 # @@protoc_insertion_point(module_scope)

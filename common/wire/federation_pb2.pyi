@@ -91,19 +91,31 @@ class Leaving(_message.Message):
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
+class SecureStep(_message.Message):
+    __slots__ = ("task", "session", "content")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    task: TaskName
+    session: bytes
+    content: bytes
+    def __init__(self, task: _Optional[_Union[TaskName, _Mapping]] = ..., session: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
+
 class SiteMessage(_message.Message):
-    __slots__ = ("envelope", "hello", "progress", "failure", "leaving")
+    __slots__ = ("envelope", "hello", "progress", "failure", "leaving", "secure")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    SECURE_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     hello: Hello
     progress: Progress
     failure: Failure
     leaving: Leaving
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
+    secure: SecureStep
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., secure: _Optional[_Union[SecureStep, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("version", "rounds")
@@ -126,18 +138,20 @@ class Pausing(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("envelope", "welcome", "task", "finished", "pausing")
+    __slots__ = ("envelope", "welcome", "task", "finished", "pausing", "secure")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PAUSING_FIELD_NUMBER: _ClassVar[int]
+    SECURE_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     welcome: Welcome
     task: Task
     finished: Finished
     pausing: Pausing
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., pausing: _Optional[_Union[Pausing, _Mapping]] = ...) -> None: ...
+    secure: SecureStep
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., pausing: _Optional[_Union[Pausing, _Mapping]] = ..., secure: _Optional[_Union[SecureStep, _Mapping]] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ("envelope", "task", "sha256", "offset")

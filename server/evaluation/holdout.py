@@ -33,6 +33,7 @@ from common.metrics.surface import measure_surfaces
 from common.study import Study
 from server.evaluation.detailed import CaseDetail, DetailedResult
 from server.evaluation.result import HoldoutResult
+from server.watching.samples import Sampler
 
 _CACHE_BYTES = 2**30
 _ROWS = 32
@@ -151,6 +152,7 @@ class Holdout:
         fixed_batch: bool = False,
         batch_size: int = 4,
         mirror: bool = True,
+        sampler: Sampler | None = None,
     ) -> HoldoutResult:
         """Segment every image whole and measure its overlap on the grid as stored, where a study resamples too.
 
@@ -168,6 +170,8 @@ class Holdout:
         batch_size : int
         mirror : bool
             False leaves mirror images out where the study has them.
+        sampler : Sampler
+            Is shown the cases that it wants, on the grid as stored.
 
         Raises
         ------
@@ -176,7 +180,11 @@ class Holdout:
 
         def measure(index: int) -> OverlapCounts:
             case = self.load(index)
-            return self._overlap(case, self._segmented(predict, case, tile, fixed_batch, batch_size, mirror=mirror))
+            probabilities = self._segmented(predict, case, tile, fixed_batch, batch_size, mirror=mirror)
+            predicted = self._predicted(case, probabilities)
+            if sampler is not None and sampler.wants(index):
+                sampler.take(index, lambda: _stored_image(case), case.label, predicted)
+            return count_overlap(predicted, case.label, len(self._study.task.classes))
 
         counts = self._of_all(measure, threads)
         return HoldoutResult.of(self._study.task.foreground, self.cases, self.sites, counts)
@@ -218,11 +226,11 @@ class Holdout:
         axes = range(self._study.task.dimensions) if mirror and self._study.evaluation.mirror else ()
         return predict_tiled(predict, case.image, tile, self._study.evaluation.overlap, batch_size, fixed_batch, axes)
 
-    def _overlap(self, case: HoldoutCase, probabilities: npt.NDArray[np.float32]) -> OverlapCounts:
+    def _predicted(self, case: HoldoutCase, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         predicted = np.zeros(case.label.shape, np.uint8)
         for window, values in case.restored(probabilities):
             predicted[window] = class_indices(values, self._study.model.head)
-        return count_overlap(predicted, case.label, len(self._study.task.classes))
+        return predicted
 
     def _detail(self, case: HoldoutCase, probabilities: npt.NDArray[np.float32]) -> CaseDetail:
         task, head = self._study.task, self._study.model.head
@@ -275,6 +283,14 @@ class Holdout:
             return list(executor.map(measure, range(len(self))))
         finally:
             executor.shutdown(cancel_futures=True)  # after a failure, what has not begun is not begun
+
+
+def _stored_image(case: HoldoutCase) -> npt.NDArray[np.float32]:
+    """The prepared image on the grid of the case's label, (z, y, x, channel); its lowest value outside the crop."""
+    image = np.full((*case.label.shape, case.image.shape[-1]), case.image.min(initial=0.0), np.float32)
+    for window, values in case.restored(case.image):
+        image[window] = values
+    return image
 
 
 def _spatial(array: npt.NDArray[_Voxel], dimensions: int) -> npt.NDArray[_Voxel]:

@@ -29,6 +29,7 @@ from common.errors import DataError, RunFolderError, UsageError
 from common.security.certificates import ensure_simulation_identities
 from common.study import HOLDOUT, Study, load_study, parse_study
 from server.continual import continual_table
+from server.dashboard.beside import page_beside
 from server.following import View, view
 from server.run_folder import RunFolder
 from server.simulation.hospitals import example_study, generate_hospitals
@@ -77,6 +78,7 @@ def simulate(
     commands: Commands | None = None,
     grace: float = GRACE_SECONDS,
     old_holdout: Path | None = None,
+    page: str | None = None,
 ) -> int:
     """Runs a study on this machine and shows its results; returns the exit code.
 
@@ -90,6 +92,7 @@ def simulate(
     commands : what to start instead of Wardround's own commands.
     grace : how many seconds a process has to end when it is told to.
     old_holdout : labelled images of the study whose model this one starts from.
+    page : where to show the run as a live page meanwhile; None: nowhere.
 
     Raises
     ------
@@ -139,10 +142,11 @@ def simulate(
         )
         stop.by_flag = True
         launch = _Launch(study, folder, data.absolute(), commands or Commands(), console, stop, grace, old_holdout)
-        try:
-            code = launch.run(in_process=in_process)
-        finally:
-            launch.children.stop()
+        with page_beside(folder, page, folder.identity / "coordinator", say):
+            try:
+                code = launch.run(in_process=in_process)
+            finally:
+                launch.children.stop()
     if code == INTERRUPTED:
         again = "" if study_path is None else f" {study_path} --data {data}"
         output(stderr=True).print(

@@ -671,7 +671,7 @@ def test_a_coordinator_that_is_not_there_is_dialled_for_ever_and_told_once_a_min
     site = Running(Address("127.0.0.1", 1), identities["alpha"], Worker())
     eventually(lambda: len(site.reports) >= 5)  # 1 for `connecting`, 4 failed dials
     words = "the coordinator at 127.0.0.1:1 cannot be reached: nothing listens there (connection refused)"
-    assert site.reports[-1] == {"state": "reconnecting", "notice": words}
+    assert site.reports[-1] == {"state": "reconnecting", "notice": words, "connected": False}
     assert caplog.messages == [f"{words}; trying until it answers"]
     monkeypatch.setattr(agent, "_SILENT_SECONDS", 0.0)
     site.agent._silent_until = 0.0  # the minute is over

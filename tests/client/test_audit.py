@@ -110,6 +110,9 @@ def test_what_a_private_site_sends_is_called_what_it_is(
     (sent,) = _entries(tmp_path, "update-sent")
     assert "with this site's noise" in sent.details["contents"] and "epsilon" in sent.details["contents"]
     assert "loss" not in sent.details["contents"] and "patches" not in sent.details["contents"]
+    progress = [message.progress for message in coordinator.heard if message.WhichOneof("body") == "progress"]
+    assert {one.stage for one in progress} >= {"download", "training", "upload"}
+    assert {(one.batch, one.batches) for one in progress} == {(0, 0)}  # steps' times tell how many were drawn
 
 
 def test_an_update_is_recorded_before_its_first_byte_leaves(

@@ -18,6 +18,7 @@ import pytest
 
 from client import cli, site_status
 from client.cli import main
+from client.site_log import NamesSite, of_this_site, works_for
 from client.site_status import SiteStatus
 from common.cli import run_command
 from common.disk import cannot_write
@@ -28,6 +29,7 @@ from common.errors import (
     PlanMismatchError,
     RunFolderError,
 )
+from common.security.audit import AuditDamagedError, AuditLog
 
 TRAINING = {"state": "training", "round": 1, "batch": 49, "batches": 80, "notice": ""}
 AGAIN = "Start it again with the same command; it goes on where the study stands.\n"
@@ -59,7 +61,8 @@ def test_a_site_is_starting_from_the_first_moment(site: SiteStatus, said: Callab
 def test_a_working_site_says_round_and_batch(site: SiteStatus, said: Callable[..., str]) -> None:
     site(TRAINING)
     assert said() == "north in study nuclei: training, round 1, batch 49 of 80\n"
-    assert json.loads(said("--json")) == {**TRAINING, "study": "nuclei", "site": "north", "running": True}
+    found = json.loads(said("--json"))
+    assert {**found, **TRAINING, "study": "nuclei", "site": "north", "running": True} == found
 
 
 def test_a_stopped_site_is_no_longer_working(site: SiteStatus, said: Callable[..., str]) -> None:
@@ -220,6 +223,46 @@ def test_the_failure_of_a_site_alone_in_its_process_is_said_once(
     assert run_command(lambda: cli._run([_Agent(site, error)], ["north"], [site])) == 6
     assert caplog.messages == []
     assert capsys.readouterr().err == "error: plan: another\n"
+
+
+def test_after_a_log_was_tampered_with_no_word_says_to_start_as_before(
+    tmp_path: Path, said: Callable[..., str]
+) -> None:
+    log = AuditLog(tmp_path, "site north")
+    log.record("started")
+    log.close()
+    (tmp_path / "audit.log").write_text((tmp_path / "audit.log").read_text().replace("started", "stopped"))
+    with pytest.raises(AuditDamagedError), SiteStatus(tmp_path, "nuclei", "north"):
+        AuditLog(tmp_path, "site north")
+    text = said()
+    assert "failed, last seen starting" in text and "entry 1 is not as it was written" in text
+    assert text.splitlines()[-1].startswith("Find out who changed the log") and "with the same command" not in text
+
+
+def test_each_line_names_its_site_where_a_process_hosts_several(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.Logger("several")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(NamesSite())
+    logger.addHandler(handler)
+
+    def attend(site: str) -> None:
+        works_for(site)
+        logger.info("connected to %s", "localhost")
+        logger.info("%s: says so itself", site)
+        work = threading.Thread(target=of_this_site(lambda: logger.info("round %d: 100 %%", 1)))
+        work.start()
+        work.join()
+
+    expected = ("connected to localhost", "says so itself", "round 1: 100 %")
+    for site in ("north", "south"):
+        thread = threading.Thread(target=attend, args=[site])
+        thread.start()
+        thread.join()
+    logger.info("of none")
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"{site}: {words}" for site in ("north", "south") for words in expected),
+        "of none",
+    ]
 
 
 _HANGING = """

@@ -16,8 +16,8 @@ import grpc
 import pytest
 
 from client import cli, fetch
-from client.trust import Trust
 from common.errors import IdentityError, NetworkError, PublishError, RunFolderError, UsageError, WireError
+from common.inference.trust import Trust
 from common.inference.version_files import check_files, listed_files
 from common.security.authorities import trusted_authority
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity

@@ -15,10 +15,10 @@ import pytest
 
 from client import cli
 from client.personalize import tuning_study
-from client.trust import Trust
 from common.inference.golden import load_golden
 from common.inference.lite import LiteModel
 from common.inference.published import open_published
+from common.inference.trust import Trust
 from common.inference.version_files import check_files, open_weights
 from common.models import build_network
 from common.security.authorities import trusted_authority

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from client.policy import (
     fetch_violations,
     parse_policy,
     read_policy,
+    secure_policy,
     study_violations,
     task_violations,
     violations_text,
@@ -28,7 +30,8 @@ from client.policy import (
 from client.study_privacy import StudyPrivacy, privacy_of
 from common.cli import run_command
 from common.errors import PolicyFileError
-from common.study import Study
+from common.secure_aggregation.session import SitePolicy
+from common.study import SecureAggregation, Study
 
 NOON = datetime.datetime(2026, 3, 2, 12, 0)
 
@@ -99,7 +102,9 @@ def test_the_template_is_a_policy_and_so_are_its_comments() -> None:
         ("coordinators: ['host:8443/x']\n", "coordinators[0]: expected a host name or address, without a port"),
         ("- one\n", "policy file: expected keys and values (minimum_cases, "),
         ("a: {\n", "policy file: not readable as YAML: "),
-        ("", "policy file: expected keys and values (minimum_cases, "),
+        ("", "policy.yaml: the policy file is empty, as one that was cut off; write the policy as"),
+        (" \n\n", "the policy file is empty"),
+        ("---\n", "policy file: expected keys and values (minimum_cases, "),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(text: str, message: str) -> None:
@@ -107,6 +112,11 @@ def test_what_is_wrong_is_said_with_its_line(text: str, message: str) -> None:
         parse_policy(text, "policy.yaml")
     assert message in str(raised.value)
     assert raised.value.exit_code == 2
+
+
+def test_a_policy_whose_every_line_begins_with_a_hash_asks_for_nothing() -> None:
+    commented = "".join(f"# {line}\n" for line in TEMPLATE.splitlines())
+    assert parse_policy(commented + "\n  # the end", "policy.yaml") == NO_POLICY
 
 
 def test_a_policy_that_somebody_named_must_be_there(tmp_path: Path) -> None:
@@ -265,3 +275,48 @@ def test_a_study_is_held_against_a_policy(
     ]
     path.write_text("minimum_cohort: 2\n")
     assert main(["policy", "check", str(path), "--study", str(study)]) == 0
+
+
+# Secure aggregation. --------------------------------------------------------------------------------------------------
+
+
+def secure_study(tiny_study: Callable[..., Study], **keys: int) -> Study:
+    study = tiny_study()
+    settings = SecureAggregation(
+        protocol="bonawitz", largest_update=1.0, largest_weight=100, **{"threshold": 4, "minimum_cohort": 4, **keys}
+    )
+    cohort = dataclasses.replace(study.cohort, sites=("a", "b", "c", "d", "e"), quorum=5)
+    return dataclasses.replace(study, cohort=cohort, secure_aggregation=settings)
+
+
+def test_a_study_with_secure_aggregation_meets_a_policy_that_requires_it(tiny_study: Callable[..., Study]) -> None:
+    required = parse_policy("secure_aggregation: required\n")
+    assert keys(study_violations(required, Proposal(tiny_study()))) == ["secure_aggregation"]
+    assert study_violations(required, Proposal(secure_study(tiny_study))) == []
+
+
+def test_a_threshold_of_no_more_than_two_thirds_is_refused_unless_the_policy_allows_it(
+    tiny_study: Callable[..., Study],
+) -> None:
+    study = secure_study(tiny_study, threshold=3)
+    assert violations_text(study_violations(NO_POLICY, Proposal(study))) == [
+        "minimum_threshold: at least 4 sites to unmask a sum, in this study it takes 3 (secure_aggregation.threshold)"
+    ]
+    assert study_violations(parse_policy("minimum_threshold: 3\n"), Proposal(study)) == []
+    assert keys(study_violations(parse_policy("minimum_threshold: 5\n"), Proposal(study))) == ["minimum_threshold"]
+
+
+def test_the_minimum_cohort_is_held_against_what_a_secure_sum_needs(tiny_study: Callable[..., Study]) -> None:
+    study = secure_study(tiny_study)  # its quorum is 5, yet sites may drop out while the sum is made
+    assert violations_text(study_violations(parse_policy("minimum_cohort: 5\n"), Proposal(study))) == [
+        "minimum_cohort: at least 5 sites in every sum, a round of this study counts with 4 "
+        "(secure_aggregation.threshold)"
+    ]
+    assert study_violations(parse_policy("minimum_cohort: 4\n"), Proposal(study)) == []
+
+
+def test_what_is_asked_of_each_sum_follows_from_the_policy(tiny_study: Callable[..., Study]) -> None:
+    study = secure_study(tiny_study)
+    assert secure_policy(NO_POLICY, study) == SitePolicy(minimum_cohort=3, minimum_threshold=4)
+    asked = parse_policy("minimum_cohort: 5\nminimum_threshold: 3\n")
+    assert secure_policy(asked, study) == SitePolicy(minimum_cohort=5, minimum_threshold=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,11 +19,13 @@ import tifffile
 
 from client.cli import main
 from client.package import installed_package
+from client.review import leaving, privacy_words
+from client.study_privacy import privacy_of
 from common.cli import run_command
 from common.security.audit_check import check_log
 from common.security.authorities import trusted_authority
 from common.security.certificates import ensure_simulation_identities
-from common.study import Study
+from common.study import SecureAggregation, Study
 from tests.client.private_site import TEXT, private_study
 
 
@@ -492,3 +495,22 @@ def test_the_policys_epsilon_bounds_all_studies_of_the_site_together(
     assert site("approve", "--by", "Kim")[0] == 0
     assert site("start", "--site", "alpha", "--coordinator", "localhost:1", *option)[0] == 0
     assert ceilings == [expected]
+
+
+def test_a_review_says_what_secure_aggregation_hides_and_what_not(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study()
+    settings = SecureAggregation(
+        protocol="bonawitz", threshold=4, minimum_cohort=4, largest_update=1.0, largest_weight=100
+    )
+    cohort = dataclasses.replace(study.cohort, sites=("a", "b", "c", "d", "e"), quorum=5)
+    secure = dataclasses.replace(study, cohort=cohort, secure_aggregation=settings)
+    words = privacy_words(privacy_of(secure))["secure aggregation"]
+    assert words == (
+        "the coordinator can read sums alone: of updates, losses, counts and Dice. It sees which sites took part, "
+        "when, and for how long; and what a sum itself says of its sites is not hidden"
+    )
+    found = leaving(secure, 1000, 4000)
+    assert found["once"] == "this site's name and the version of Wardround; no number of cases"
+    assert "under masks an update of 1,000 weights, its weight, the training loss" in found["each round"]
+    assert "at most 4,000 bytes" in found["each round"]  # 32 bits a weight
+    assert "batch" not in found["meanwhile"] and "number" not in found["evaluations"]

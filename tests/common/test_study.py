@@ -556,7 +556,7 @@ BAD = [
         "seed: 3",
         "rounds: 3",
         "rounds: unknown key; did you mean training.rounds? Known here: study, seed, task, model, preprocessing, "
-        "augmentation, training, cohort, evaluation, publishing, privacy (s.yaml:2)",
+        "augmentation, training, cohort, evaluation, publishing, privacy, secure_aggregation (s.yaml:2)",
     ),
     (
         "model:\n  depth: 3",
@@ -790,3 +790,73 @@ def test_wrong_privacy_keys_are_refused(text: str, expected: str) -> None:
 def test_what_privacy_rules_out_is_refused(old: str, new: str, expected: str) -> None:
     (found,) = problems(_PATIENT.replace(old, new))
     assert found.startswith(expected)
+
+
+# Secure aggregation. --------------------------------------------------------------------------------------------------
+
+FIVE = changed("sites: [west, east]", "sites: [west, east, north, south, middle]")
+
+
+def secure(keys: str = "protocol: bonawitz", base: str = FIVE) -> str:
+    return f"{base}secure_aggregation: {{{keys}}}\n"
+
+
+def test_secure_aggregation_has_defaults_that_follow_from_the_cohort() -> None:
+    assert not parse_study(FIVE).secure_aggregation.required
+    found = parse_study(secure()).secure_aggregation
+    assert found.required
+    assert (found.threshold, found.minimum_cohort) == (4, 4)  # floor(2 * 5 / 3) + 1
+    assert (found.largest_update, found.largest_weight) == (1.0, 10_000)
+
+
+def test_the_largest_weight_follows_from_the_patches_where_the_study_says_how_many() -> None:
+    base = FIVE.replace("  rounds: 24\n", "  rounds: 24\n  patches_per_epoch: 30\n  local_epochs: 2\n")
+    assert parse_study(secure(base=base)).secure_aggregation.largest_weight == 60
+
+
+def test_a_study_without_secure_aggregation_keeps_its_canonical_text() -> None:
+    assert "secure_aggregation" not in json.loads(parse_study(FIVE).canonical())
+    assert json.loads(parse_study(secure()).canonical())["secure_aggregation"]["threshold"] == 4
+
+
+def test_a_secure_study_is_written_and_read_again() -> None:
+    study = parse_study(secure("protocol: bonawitz, threshold: 3, minimum_cohort: 5, largest_update: 0.5"))
+    assert parse_study(study.to_yaml()) == study
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            secure(base=BASE),
+            "secure_aggregation.protocol: expected none with 2 sites: a sum of fewer than 3 updates hides none of "
+            "them, found bonawitz (s.yaml:19)",
+        ),
+        (
+            secure("protocol: bonawitz, threshold: 2"),
+            "secure_aggregation.threshold: expected 3 to 5, more than half of the 5 sites of cohort.sites and at most "
+            "all, found 2 (s.yaml:19)",
+        ),
+        (
+            secure("protocol: bonawitz, minimum_cohort: 6"),
+            "secure_aggregation.minimum_cohort: expected at most 5, the number of sites, found 6 (s.yaml:19)",
+        ),
+        (
+            secure("threshold: 3"),
+            "secure_aggregation.threshold: expected no value with protocol: none (it belongs to bonawitz), found 3 "
+            "(s.yaml:19)",
+        ),
+        (
+            secure(base=f"{FIVE}  quorum: 3\n"),
+            "cohort.quorum: expected 4 or more, secure_aggregation's threshold (4) and minimum cohort (4), found 3 "
+            "(s.yaml:19)",
+        ),
+        (
+            secure(base=FIVE.replace("  depth: 3", "  depth: 3\n  normalization: batch")),
+            "model.normalization: expected no batch normalization with secure_aggregation.protocol: bonawitz (its "
+            "moments have no known range), found batch (s.yaml:10)",
+        ),
+    ],
+)
+def test_secure_aggregation_that_cannot_work_is_refused(text: str, problem: str) -> None:
+    assert problems(text) == [problem]

@@ -63,7 +63,15 @@ def test_a_version_is_evaluated_without_tensorflow(run: RunFolder, holdout: Path
         "import sys\nfrom server.cli import main\nassert main(sys.argv[1:]) == 0\n"
         "print(sorted({'tensorflow', 'tensorflow_federated', 'grpc'} & set(sys.modules)))"
     )
-    arguments = ["evaluate", run.published / "v1", "--holdout", holdout, "--csv", tmp_path / "cases.csv"]
+    arguments = [
+        "evaluate",
+        "--allow-unsigned",
+        run.published / "v1",
+        "--holdout",
+        holdout,
+        "--csv",
+        tmp_path / "cases.csv",
+    ]
     found = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()
@@ -98,7 +106,7 @@ def test_a_run_stands_for_its_newest_version_and_its_own_holdout(
     monkeypatch.chdir(tmp_path)
     told = []
     for arguments in ([copy.path], ["--run", copy.path], [], [copy.published / "v10"]):
-        assert main(["evaluate", *map(str, arguments), "--json", "--variant", "float16"]) == 0
+        assert main(["evaluate", "--allow-unsigned", *map(str, arguments), "--json", "--variant", "float16"]) == 0
         told.append(json.loads(capsys.readouterr().out))
     assert (told[0]["version"], told[0]["variant"]) == ("v10", "float16")
     assert told[0]["holdout"]["cases"] == 3 and 0 <= told[0]["holdout"]["ece"] <= 1
@@ -107,7 +115,7 @@ def test_a_run_stands_for_its_newest_version_and_its_own_holdout(
 
 def test_a_file_stands_for_its_own_variant(run: RunFolder, holdout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = run.published / "v1" / "model_float16.tflite"
-    assert main(["evaluate", str(file), "--holdout", str(holdout), "--json"]) == 0
+    assert main(["evaluate", "--allow-unsigned", str(file), "--holdout", str(holdout), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["variant"] == "float16"
 
 
@@ -131,7 +139,17 @@ def test_failures_say_what_to_do(
         ([damaged, "--holdout", holdout], 9, "damaged"),
         ([tmp_path / "elsewhere", "--holdout", holdout], 7, "no run here"),
     ):
-        found = main(["evaluate", *map(str, arguments)])
+        found = main(["evaluate", "--allow-unsigned", *map(str, arguments)])
         output = capsys.readouterr()
         assert (found, output.out) == (code, ""), output.err
-        assert output.err.startswith("error: ") and said in output.err
+        assert "error: " in output.err and said in output.err
+
+
+def test_a_version_that_nobody_signed_is_evaluated_only_where_that_is_wanted(
+    run: RunFolder, holdout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", str(run.published / "v1"), "--holdout", str(holdout), "--json"]
+    assert main(given) == 5
+    assert "not signed (manifest.sig is not in it)" in capsys.readouterr().err
+    assert main([*given, "--allow-unsigned"]) == 0
+    assert "warning: " in capsys.readouterr().err

@@ -51,6 +51,7 @@ class Digits:
     state_type = STATE
     result_type = tff.to_type([("state", STATE), ("metrics", [("count", np.int32)])])
     sent = (TensorSpec("float32", (3,)), TensorSpec("int32", ()))
+    secure = ()
 
     def initialize(self) -> list[Any]:
         return []

@@ -131,7 +131,7 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
             os.kill(int(path.read_text()), signal.SIGKILL)
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

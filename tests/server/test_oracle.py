@@ -1,185 +1,21 @@
-"""The correctness oracle: one study run three ways ends in the same weights.
-
-(a) `server.program` on TFF's native runtime, (b) the plan's graphs in this process, (c) `wardround simulate`: a
-coordinator and site processes over gRPC with mutual TLS. All three read the same files through the same
-`client.datasets`.
-"""
+"""The correctness oracle: one study run three ways (`tests.server.oracle`) ends in the same weights."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
-import tensorflow as tf
-import tensorflow_federated as tff
-import tifffile
 
-from client.datasets import SiteDataset
-from client.selection import select_folder
 from common.learning.graph import to_numpy
-from common.learning.plan import StudyPlan, build_plan
+from common.learning.plan import build_plan
 from common.study import Study
 from common.wire.tensors import read_tensors
-from server.program import Learning, Outcome, Releases, run_study
-from server.state import FileStateManager, ModelReleaseManager
+from tests.server.oracle import LARGEST_DIFFERENCE, LocalSites, run_native, run_plan, run_processes, write_sites
 
-LARGEST_DIFFERENCE = 1e-6
 CASES_OF_SITE = {"alpha": 5, "beta": 3}
-
-
-def _write_sites(folder: Path, dimensions: int) -> None:
-    """Blobs on noise, of sizes that differ from case to case; the two sites hold different numbers of cases."""
-    for number, (site, count) in enumerate(CASES_OF_SITE.items()):
-        for kind in ("images", "labels"):
-            (folder / site / kind).mkdir(parents=True)
-        for index in range(count):
-            rng = np.random.default_rng([number, index])
-            shape = tuple(int(size) for size in rng.integers(14, 26, size=dimensions))
-            grid = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
-            distance = sum((axis - size / 2) ** 2 for axis, size in zip(grid, shape, strict=True))
-            label = (distance < 30).astype(np.uint8)
-            image = (label * 90 + rng.integers(0, 60, size=shape)).astype(np.uint8)
-            if dimensions == 2:
-                tifffile.imwrite(folder / site / "images" / f"{index}.tif", image)
-                tifffile.imwrite(folder / site / "labels" / f"{index}.tif", label)
-            else:
-                for kind, array in (("images", image), ("labels", label)):
-                    path = folder / site / kind / f"{index}.nii.gz"
-                    nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), np.eye(4)), path)
-
-
-class _Federation:
-    """The study's data, as the sites would draw it."""
-
-    def __init__(self, study: Study, folder: Path) -> None:
-        self.study = study
-        self.sites = {
-            site: SiteDataset(study, site, select_folder(study, folder / site)) for site in study.cohort.sites
-        }
-
-    def training(self, round_number: int) -> list[tf.data.Dataset]:
-        """Without generators, which TFF's runtime cannot send to its worker."""
-        return [
-            _in_memory(dataset.training(round_number), self.study.training.batch_size)
-            for dataset in self.sites.values()
-        ]
-
-    def validation(self, round_number: int) -> list[tf.data.Dataset]:
-        del round_number
-        return [_in_memory(dataset.validation(), 1) for dataset in self.sites.values()]
-
-
-def _in_memory(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-    images, labels = (np.concatenate(part) for part in zip(*dataset.as_numpy_iterator(), strict=True))
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
-
-
-class _NativeSource(tff.program.FederatedDataSource):
-    """The same draws for TFF's own runtime, a round a selection."""
-
-    def __init__(self, draw: Callable[[int], list[tf.data.Dataset]], federated_type: tff.FederatedType) -> None:
-        self._draw = draw
-        self._type = federated_type
-
-    @property
-    def federated_type(self) -> tff.FederatedType:
-        return self._type
-
-    def iterator(self) -> tff.program.FederatedDataSourceIterator:
-        return _NativeIterator(self._draw, self._type)
-
-
-class _NativeIterator(tff.program.FederatedDataSourceIterator):
-    def __init__(self, draw: Callable[[int], list[tf.data.Dataset]], federated_type: tff.FederatedType) -> None:
-        self._draw = draw
-        self._type = federated_type
-        self._round = 0
-
-    @property
-    def federated_type(self) -> tff.FederatedType:
-        return self._type
-
-    def select(self, k: int | None = None) -> list[tf.data.Dataset]:
-        self._round += 1
-        return self._draw(self._round)
-
-    def to_bytes(self) -> bytes:
-        return bytes([self._round])
-
-    @classmethod
-    def from_bytes(cls, buffer: bytes) -> _NativeIterator:
-        raise NotImplementedError("the oracle runs without a break")
-
-
-def _run_native(plan: StudyPlan, federation: _Federation, folder: Path) -> tuple[Outcome, list[Mapping[str, Any]]]:
-    """(a): the program on TFF's native runtime."""
-    rows: list[Mapping[str, Any]] = []
-
-    class Keep(tff.program.ReleaseManager):  # type: ignore[misc]
-        async def release(self, value: Any, key: int) -> None:
-            rows.append(value)
-
-    for name in ("models", "state"):
-        (folder / name).mkdir()
-    train, evaluate = plan.train.process, plan.evaluate.process if plan.evaluate is not None else None
-    assert evaluate is not None
-    native = tff.backends.native.create_async_local_cpp_execution_context()
-    with tff.framework.get_context_stack().install(tff.program.NativeFederatedContext(native)):
-        outcome = asyncio.run(
-            run_study(
-                Learning(train, evaluate),
-                training_data=_NativeSource(federation.training, train.next.type_signature.parameter[1]),
-                validation_data=_NativeSource(federation.validation, evaluate.next.type_signature.parameter[1]),
-                rounds=plan.study.training.rounds,
-                classes=plan.study.task.foreground,
-                states=FileStateManager(folder / "state"),
-                releases=Releases([Keep()], ModelReleaseManager(folder / "models")),
-            )
-        )
-    return outcome, rows
-
-
-def _run_plan(plan: StudyPlan, federation: _Federation) -> Sequence[np.ndarray]:
-    """(b): the plan's graphs, one after the other."""
-    train = plan.train
-    state = train.initialize()
-    for number in range(1, plan.study.training.rounds + 1):
-        broadcast = train.prepare(*state)
-        total = train.zero()
-        for dataset in federation.sites.values():
-            train.accumulate(total, train.work(dataset.training(number), broadcast))
-        leaves = train.update(state, train.report(*total))
-        state = leaves[: len(state)]
-    return to_numpy(state)[: len([spec for spec in train.broadcast if spec.shape])]
-
-
-def _run_processes(study: Study, folder: Path) -> Path:
-    """(c): the command, with a process for every site; returns the run folder."""
-    study_file = folder / "study.yaml"
-    study_file.write_text(study.to_yaml())
-    run = folder / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "server.cli",
-        "simulate",
-        str(study_file),
-        "--data",
-        str(folder / "data"),
-        "--run",
-        str(run),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return run
 
 
 @pytest.mark.system
@@ -209,14 +45,14 @@ def test_native_runtime_plan_and_processes_end_in_the_same_weights(
         dimensions=dimensions, algorithm=algorithm, mu=mu, normalization=normalization, client="momentum", rate=rate
     )
     study = dataclasses.replace(study, publishing=dataclasses.replace(study.publishing, variants=("float32",)))
-    _write_sites(tmp_path / "data", dimensions)
+    write_sites(tmp_path / "data", dimensions, CASES_OF_SITE)
     plan = build_plan(study)
-    federation = _Federation(study, tmp_path / "data")
+    federation = LocalSites(study, tmp_path / "data")
 
-    outcome, rows = _run_native(plan, federation, tmp_path)
+    outcome, rows = run_native(plan, federation, tmp_path)
     native = read_tensors(tmp_path / "models" / f"{study.training.rounds:06d}.tensors")
-    in_process = _run_plan(plan, federation)
-    run = _run_processes(study, tmp_path)
+    in_process = run_plan(plan, federation)
+    run = run_processes(study, tmp_path)
     processes = read_tensors(run / "models" / f"{study.training.rounds:06d}.tensors")
 
     initial = to_numpy(plan.train.initialize())

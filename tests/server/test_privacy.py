@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,13 +23,15 @@ from common.learning.noisy_sum import NoisyMeanFactory
 from common.learning.plan import build_plan
 from common.privacy.accounting import BUDGET_SPENT, NoisySteps, epsilon_of
 from common.privacy.report import privacy_report, privacy_words
-from common.study import Study, parse_study
+from common.study import NO_SECURE_AGGREGATION, Study, parse_study
 from server.federation import Connection
-from server.journal import Journal
+from server.intake import Intake, Offer
+from server.journal import Journal, read_history
 from server.noise import Noise
 from server.publishing.model_card import _privacy
 from server.publishing.provenance import Provenance
 from server.replay import RunHistory
+from server.rounds import Kind
 from server.status import describe, status_text
 from server.tables import SiteLedger, read_table
 from tests.client.private_site import private_dataset, private_study, write_cases
@@ -88,6 +90,54 @@ def test_a_round_that_the_quorum_has_no_budget_for_ends_the_study(tmp_path: Path
         assert coordinator.federation.call is None
         reasons = [answer.reason for answer in coordinator.closed[0].round.answers.values()]
         assert reasons == ["", BUDGET_SPENT, BUDGET_SPENT]
+
+    play(scene)
+
+
+def test_a_site_without_budget_is_named_so_in_the_table_whatever_comes_after(tmp_path: Path) -> None:
+    """The deadline passes, its line breaks, and it comes back: it has none left all the same."""
+
+    async def scene() -> None:
+        coordinator = Coordinator(tmp_path)
+        task = await coordinator.open()
+        coordinator.federation.failed("beta", BUDGET_SPENT)
+        assert not coordinator.call.round.deadline()  # another attempt begins
+        coordinator.federation.give_task("beta")
+        coordinator.call.round.connected("beta")
+        for site in ("alpha", "gamma"):
+            coordinator.send(site)
+        assert digits(await task) == 13
+        SiteLedger(tmp_path / "sites.csv").record(coordinator.closed[0])
+        rows = {row["site"]: (row["outcome"], row["reason"]) for row in read_table(tmp_path / "sites.csv").rows}
+        assert rows["beta"] == ("failed", BUDGET_SPENT)
+
+    play(scene)
+
+
+def test_what_a_site_spent_on_an_update_that_is_not_taken_counts_too(tmp_path: Path) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        return
+        yield b""
+
+    async def ask(position: int) -> None:
+        raise AssertionError("it is not wanted")
+
+    async def scene() -> None:
+        coordinator = Coordinator(tmp_path)
+        task = await coordinator.open()
+        federation = coordinator.federation
+        intake = Intake(federation)
+        about: dict[str, Any] = {"size": 8, "cases": 1, "download": 0.0, "work": 0.0, "attempt": 1}
+        late = Offer(site="beta", kind=Kind.TRAIN, number=1, sha256=bytes(32), broadcast=b"other", epsilon=2.5, **about)
+        assert "computed from other weights" in (await intake.take(late, nothing(), ask)).refusal
+        assert federation.spent == {"beta": 2.5}
+        older = dataclasses.replace(late, epsilon=1.5, sha256=b"1" * 32)
+        assert (await intake.take(older, nothing(), ask)).refusal
+        size = dataclasses.replace(late, site="gamma", broadcast=coordinator.call.broadcast.digest, epsilon=3.0)
+        assert "an update has" in (await intake.take(size, nothing(), ask)).refusal
+        assert federation.spent == {"beta": 2.5, "gamma": 3.0}
+        await killed(task, coordinator)
+        assert read_history(tmp_path / "journal.sqlite").spent == {"beta": 2.5, "gamma": 3.0}
 
     play(scene)
 
@@ -271,6 +321,7 @@ class _Call:
         self.round = SimpleNamespace(number=number, included=sorted(updates), answers=answers)
         self.broadcast = SimpleNamespace(digest=broadcast, scalars=b"s")
         self.plan = SimpleNamespace(noise_seed=1)
+        self.sum_digest = b""
 
 
 @pytest.fixture
@@ -397,7 +448,7 @@ def test_the_unit_is_named_wherever_epsilon_is() -> None:
     report = privacy_report(study, {"beta": 2.5, "alpha": 1.25}, 0.0)
     assert report is not None
     assert (report["unit"], report["epsilon"], report["sites"]) == ("patient", 2.5, {"alpha": 1.25, "beta": 2.5})
-    words = "epsilon 2.50 of 8 spent at delta 1e-05, which protects each patient of each site"
+    words = "epsilon at least 2.50 of 8 spent at delta 1e-05, which protects each patient of each site"
     assert privacy_words(report) == words
     card = "\n\n".join(_privacy(study, report))
     assert words in card
@@ -408,6 +459,14 @@ def test_the_unit_is_named_wherever_epsilon_is() -> None:
     text = status_text({"state": "training", "running": True, "study": "s", "round": 1, "privacy": report})
     assert f"{words} (alpha 1.25; beta 2.50)" in text
     assert privacy_report(parse_study(SITE_STUDY % 9), {}, 3.0)["epsilon"] == 3.0  # type: ignore[index]
+
+
+def test_the_budget_that_hidden_spending_does_not_pass_is_an_upper_bound() -> None:
+    secure = dataclasses.replace(NO_SECURE_AGGREGATION, protocol="bonawitz")
+    study = dataclasses.replace(private_study("epsilon: 8"), secure_aggregation=secure)
+    report = privacy_report(study, {}, 0.0)
+    assert report is not None and "sites" not in report
+    assert privacy_words(report).startswith("epsilon at most 8.00 of 8 spent")
 
 
 def test_status_says_why_a_study_ended_early() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_federated as tff
 
-from common.errors import RunFolderError
+from common.errors import RoundSkippedError, RunFolderError
 from server.program import Releases, best_after, run_study
 
 
@@ -151,3 +151,62 @@ def test_a_disk_that_takes_no_state_ends_the_study_within_the_next_round(monkeyp
             await asyncio.wait_for(study_of([0.5, 0.8], Disk(fails=True), Models(), monkeypatch, meanwhile), 20)
 
     asyncio.run(main())
+
+
+def test_a_round_that_is_skipped_changes_nothing_and_the_next_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[tuple[int, list[str]]] = []
+    models: dict[int, int] = {}
+    trained, validated = iter(range(1, 5)), iter(range(1, 5))
+
+    class Rows:
+        async def release(self, value: Any, key: int) -> None:
+            rows.append((key, sorted(value)))
+
+    class Kept:
+        async def release(self, value: Any, key: int) -> None:
+            models[key] = int(value[0])
+
+    async def train(state: int, data: Any) -> Any:
+        if next(trained) == 2:
+            raise RoundSkippedError("round 2 is skipped")
+        return state + 1, {"client_work": {"train": {"loss": 0.5}}}
+
+    async def evaluate(state: Any, data: Any) -> Any:
+        number = next(validated)
+        if number == 3:
+            raise RoundSkippedError("round 4 is skipped")
+        found = {"dice": np.float32(number / 10), "sites": 3}
+        return state, {"client_work": {"eval": {"current_round_metrics": found}}}
+
+    async def value(structure: Any) -> Any:
+        return await structure if asyncio.iscoroutine(structure) else structure
+
+    async def study() -> Any:
+        disk = Disk()
+        disk.may_save.set()
+        training = SimpleNamespace(
+            initialize=lambda: 0,
+            next=train,
+            get_model_weights=lambda state: SimpleNamespace(trainable=[np.float32(state)], non_trainable=[]),
+        )
+        evaluation = SimpleNamespace(
+            initialize=lambda: 0, next=evaluate, set_model_weights=lambda state, weights: state
+        )
+        return await run_study(
+            SimpleNamespace(train=training, evaluate=evaluation),  # type: ignore[arg-type]
+            training_data=Data(),
+            validation_data=Data(),  # type: ignore[arg-type]
+            rounds=4,
+            classes=["cell"],
+            states=disk,  # type: ignore[arg-type]
+            releases=Releases([Rows()], Kept()),  # type: ignore[list-item, arg-type]
+        )
+
+    monkeypatch.setattr(tff.program, "check_in_federated_context", lambda: None)
+    monkeypatch.setattr(tff.program, "materialize_value", value)
+    outcome = asyncio.run(study())
+
+    # Round 2 is not trained, hence not validated either; the validation of round 4 is lost.
+    assert rows == [(1, ["train", "validation"]), (2, []), (3, ["train", "validation"]), (4, ["train"])]
+    assert models == {1: 1, 3: 2, 4: 3}
+    assert (outcome.best_round, outcome.rounds) == (3, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from common.errors import RunFolderError, UsageError
+from common.security.audit import AuditLog
+from common.security.audit_check import check_log
 from common.study import parse_study
 from common.wire.tensors import Stored, write_tensors
 from server.cli import main
@@ -89,6 +92,24 @@ def test_a_dry_run_changes_nothing(run: RunFolder) -> None:
     before = files(run)
     assert len(said(run)) >= 3
     assert files(run) == before
+
+
+def test_what_is_repaired_is_in_the_audit_log(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.closing(AuditLog(run.path, "coordinator")) as log:
+        log.record("study-started")
+    flip(max(run.state.glob("*.tensors")))
+    examine(run)
+    assert [entry.event for entry in check_log(run.path).entries] == ["study-started"]
+    repair(run)
+    _, repaired = check_log(run.path).entries
+    assert repaired.event == "run-repaired" and repaired.actor == "coordinator"
+    assert any(one.startswith("state/") for one in repaired.details["findings"])
+    repair(run)  # nothing is damaged any more
+    assert len(check_log(run.path).entries) == 2
+    (run.path / "audit.log").write_text("spoilt\n")
+    flip(max(run.state.glob("*.tensors")))
+    repair(run)
+    assert "not recorded: " in capsys.readouterr().err and (run.path / "audit.log").read_text() == "spoilt\n"
 
 
 def test_a_damaged_state_goes_aside_and_the_run_back_to_the_round_before(run: RunFolder) -> None:

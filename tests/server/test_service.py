@@ -70,6 +70,7 @@ class Digits:
     result_type = tff.to_type([("state", STATE), ("metrics", [("count", np.int32)])])
     broadcast = (TensorSpec("float32", (SIZE,)), TensorSpec("float32", ()))
     sent = (TensorSpec("float32", (SIZE,)), TensorSpec("int32", ()))
+    secure = ()
 
     def initialize(self) -> list[Any]:
         return [np.zeros(SIZE, np.float32), np.float32(0.5)]

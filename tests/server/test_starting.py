@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,25 @@ import numpy as np
 import pytest
 import tifffile
 
-from common.errors import PublishError, StudyError
+from common.errors import IdentityError, PublishError, StudyError
+from common.inference.trust import Trust
 from common.inference.version_files import PublishedWeights, open_weights
 from common.models import build_network
 from common.security.audit import NO_AUDIT
-from common.study import Study
+from common.study import Study, load_study
 from common.wire.tensors import write_tensors
 from server.continual import card_section, rows_of
 from server.publishing import publish
+from server.publishing.provenance import Provenance
 from server.results import Evaluated, publish_round
 from server.run_folder import RunFolder
-from server.starting import Start, check_fits, kept_start, starting_weights
-from tests.signers import coordinator_of
+from server.starting import Start, TrustOf, check_fits, kept_start, signed, starting_weights
+from tests.signers import coordinator_of, identities
+
+
+def unsigned(own: Path | None) -> Trust:
+    """Whom most tests believe."""
+    return Trust(None, allow_unsigned=True)
 
 
 def published_study(tiny_study: Callable[..., Study]) -> Study:
@@ -48,7 +56,7 @@ def version(tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., 
 def start(tmp_path: Path, tiny_study: Callable[..., Study]) -> Callable[..., Any]:
     """Starts a run of the tiny study, with changes to its sections, from a folder; gives its folder and start."""
 
-    def begin(folder: Path | None, **sections: dict[str, Any]) -> Any:
+    def begin(folder: Path | None, trust: TrustOf = unsigned, **sections: dict[str, Any]) -> Any:
         study = tiny_study()
         for name, changes in sections.items():
             study = dataclasses.replace(study, **{name: dataclasses.replace(getattr(study, name), **changes)})
@@ -56,9 +64,32 @@ def start(tmp_path: Path, tiny_study: Callable[..., Study]) -> Callable[..., Any
         study = dataclasses.replace(study, training=training)
         run = RunFolder(tmp_path / "run")
         run.prepare(study)
-        return run, starting_weights(study, run, build_network(study))
+        return run, starting_weights(study, run, build_network(study), trust)
 
     return begin
+
+
+def test_a_version_that_nobody_signed_or_somebody_else_is_refused(
+    version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, weights = load_study(version / "study.yaml"), list(open_weights(version).weights)
+
+    def start(folder: Path) -> Start | None:
+        training = dataclasses.replace(study.training, start_from=str(folder))
+        run = RunFolder(Path(tempfile.mkdtemp(dir=tmp_path)))
+        return starting_weights(dataclasses.replace(study, training=training), run, build_network(study), signed)
+
+    with pytest.raises(IdentityError, match=r"not signed .* is used only with --allow-unsigned"):
+        start(version)
+    mine = tmp_path / "v1"
+    publish(study, weights, None, mine, details={}, provenance=Provenance(signer=coordinator_of("tiny")))
+    coordinator_of("other")
+    monkeypatch.setenv("WARDROUND_AUTHORITY", str(identities("other") / "authority" / "ca.crt"))
+    with pytest.raises(IdentityError):
+        start(mine)
+    monkeypatch.setenv("WARDROUND_AUTHORITY", str(identities("tiny") / "authority" / "ca.crt"))
+    found = start(mine)
+    assert found is not None and found.origin["started_from"]["version"] == "v1"
 
 
 def test_without_a_key_a_study_starts_from_its_seed(start: Callable[..., Any]) -> None:

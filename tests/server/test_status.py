@@ -267,6 +267,14 @@ def test_the_text_has_the_sites_the_figures_and_the_best_round() -> None:
     assert "  notice  round 2 went on without c" in text
 
 
+def test_what_took_most_of_a_round_is_said_with_who_answered_last() -> None:
+    timings = {"download": 1.0, "training": 40.0, "upload": 2.0, "waiting": 3.0, "aggregation": 4.0, "evaluation": 99.0}
+    last = {"round": 1, "seconds": 50.0, "timings": timings, "slowest_site": "north"}
+    assert last_round({"last": last, "rounds": 3}).endswith("50.0 s (most of it training, north answered last)")
+    last["timings"] = dict.fromkeys(timings, 10.0)
+    assert last_round({"last": last, "rounds": 3}).endswith(": 50.0 s")
+
+
 @pytest.mark.parametrize(("state", "running"), [("finished", False), ("stopped", False), ("training", False)])
 def test_nothing_is_said_of_the_sites_once_the_coordinator_has_ended(state: str, running: bool) -> None:
     ended = status(state, {"a": site("training", batch=3, batches=9), "b": site(connected=False)}, running=running)

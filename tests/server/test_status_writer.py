@@ -34,7 +34,7 @@ def written(run: RunFolder, round_: Round, connected: list[str], idle: dict[str,
     writer = StatusWriter(run, STUDY)
     writer.fields["state"] = "training"
     federation: Any = SimpleNamespace(
-        call=SimpleNamespace(round=round_, deadline=0.0),
+        call=SimpleNamespace(round=round_, deadline=0.0, started=0.0),
         connections={name: SimpleNamespace(training_cases=1, validation_cases=1) for name in connected},
         plan=SimpleNamespace(digest=b"\x01"),
         notice="",

@@ -19,6 +19,7 @@ import pytest
 from common.security.certificates import ensure_simulation_identities
 from server.run_folder import RunFolder
 from server.simulation.hospitals import generate_hospitals
+from tests.system.browsing import browser, serve, tab  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds until a test gives up: many times what a step takes on two idle cores

@@ -63,7 +63,7 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(
     undisturbed: Any, wardround: Callable[..., Any], command: str, without_tensorflow: Path
 ) -> None:
     setting, _ = undisturbed
-    files = [path for path in setting.run.path.rglob("*") if path.is_file() and path.suffix != ".log"]
+    files = [path for path in setting.run.path.rglob("*") if path.is_file() and not is_log(path)]
     before = {path: path.read_bytes() for path in files}
     data = ["--data", setting.data] if command == "simulate" else []
     started = time.time()
@@ -73,6 +73,10 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(
     assert {path: path.read_bytes() for path in files} == before
     assert [path.name for path in setting.run.published.iterdir()] == ["v1"]
     assert setting.run.status.stat().st_mtime < started
+
+
+def is_log(path: Path) -> bool:
+    return path.suffix in (".log", ".jsonl")
 
 
 def test_sites_in_processes_of_their_own_end_in_the_same_weights(

@@ -59,6 +59,26 @@ def test_known_streams() -> None:
     assert stream(MASK.opposite(), 0, 1, 62) == [-0x97FFA18B1E552E21 & whole]
 
 
+def test_known_streams_of_sums_of_32_bits() -> None:
+    words = (0x1E552E21, 0x97FFA18B, 0xCC224181, 0xDC7FA4A8, 0x749C11FF, 0x7700EC64)  # the same bytes, four a value
+    assert stream(MASK, 0, 6, 31) == list(words)
+    assert stream(MASK, 0, 6, 15) == [word % 2**16 for word in words]
+    assert stream(MASK.opposite(), 0, 1, 31) == [-0x1E552E21 % 2**32]
+
+
+def test_sums_of_32_bits_are_exact_up_to_the_largest() -> None:
+    specs = [InputSpec((70_000,), 30)]
+    values = [np.arange(70_000) * 15_339 % 2**30, np.full(70_000, 2**30 - 1), np.full(70_000, 2**30 - 1)]
+    masks = [Mask(SEED, b"1"), Mask(SEED, b"2"), Mask(SEED, b"3")]
+    accumulator = Accumulator(specs, 3)
+    for value, mask in zip(values, masks, strict=True):
+        payload = mask_inputs([value], specs, 3, [mask])
+        assert len(payload) == 4 * 70_000
+        accumulator.add(payload)
+    (found,) = accumulator.take_off(masks, 3)
+    np.testing.assert_array_equal(found, sum(values))
+
+
 def test_the_stream_goes_on_across_chunks() -> None:
     count = 70_000  # a chunk is 65,536 values
     found = stream(MASK, 0, count, 40)

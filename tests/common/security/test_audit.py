@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import IdentityError, RunFolderError
-from common.security.audit import HEAD, LOG, AuditDamagedError, AuditLog, Entry
+from common.security.audit import AuditDamagedError, AuditLog, Entry
 from common.security.audit_check import check_log
+from common.security.audit_files import HEAD, LOG
 from common.security.authorities import trusted_authority
 from common.security.certificates import ensure_simulation_identities
 from common.security.signing import Signer, load_signer

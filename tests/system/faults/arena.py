@@ -27,7 +27,7 @@ from tests.system.ports import free_port
 
 COORDINATOR = "coordinator"
 KILLED = -signal.SIGKILL
-_TIMED = ("seconds", "bytes")  # how columns begin that may differ from run to run
+_TIMED = ("seconds", "bytes", "slowest")  # how columns begin that may differ from run to run
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _GRACE = 5.0  # for a site to end by itself once its coordinator has ended
@@ -415,6 +415,17 @@ class Arena:
             litter=litter,
         )
 
+    def not_skipped(self) -> list[str]:
+        """What is wrong with a run of secure sums in which one round had to be skipped; empty where nothing is."""
+        skipped = [event["round"] for event in self.events("skipped")]
+        summed = [event["round"] for event in self.events("summed")]
+        rounds = range(1, self.scenario.study.training.rounds + 1)
+        if len(skipped) == 1 and sorted([*summed, *skipped]) == list(rounds):
+            return []
+        return [
+            f"rounds skipped: {skipped}, summed: {summed}; expected one skipped, and each of the others summed once"
+        ]
+
     def counts(self) -> dict[str, dict[str, int]]:
         """By role, how often its last process came by each failpoint, where it was told to count."""
         return {role: json.loads((self.folder / f"count-{role}.json").read_text()) for role in self.codes}
@@ -441,6 +452,7 @@ class Verdict:
 
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    skipped: bool = False
 
     @property
     def passed(self) -> bool:
@@ -450,17 +462,27 @@ class Verdict:
     @property
     def word(self) -> str:
         """For a table."""
-        return "yes" if self.passed else "NO"
+        if not self.passed:
+            return "NO"
+        return "skipped" if self.skipped else "yes"
 
 
-def judge(arena: Arena, run: Callable[[], None], *, keep: bool = False) -> Verdict:
-    """Runs it and compares what it left with the undisturbed run; the folder of one that passed is removed."""
+def judge(arena: Arena, run: Callable[[], None], *, keep: bool = False, skipping: bool = False) -> Verdict:
+    """Runs it and compares what it left with the undisturbed run; the folder of one that passed is removed.
+
+    `skipping`: a round of secure sums must have been skipped, once, and all others have come to their end.
+    """
     undisturbed = arena.bench.undisturbed(arena.scenario)
     started = time.monotonic()
     verdict = Verdict()
     try:
         run()
-        verdict.wrong = arena.left().differences(undisturbed)
+        if skipping:
+            verdict.wrong, verdict.skipped = arena.not_skipped(), True
+        elif arena.scenario.study.secure_aggregation.required:  # every attempt has keys, and a number, of its own
+            verdict.wrong = arena.left().without("attempt").differences(undisturbed.without("attempt"))
+        else:
+            verdict.wrong = arena.left().differences(undisturbed)
     except (AssertionError, TimeoutError) as error:
         verdict.wrong = [str(error) or type(error).__name__]
     verdict.seconds = time.monotonic() - started

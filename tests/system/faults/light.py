@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from common.secure_aggregation.masking import InputSpec
 from common.wire.tensors import Array, TensorSpec, encoded_size
 
 BATCHES = 4
@@ -27,12 +28,13 @@ BATCHES = 4
 
 @dataclass(frozen=True)
 class LightPlan:
-    """What a light site knows of a study: its name, its plan's digest, and what goes down and up."""
+    """What a light site knows of a study: its name, its plan's digest, what goes down and up, or into secure sums."""
 
     study: str
     digest: bytes
     broadcast: tuple[TensorSpec, ...]
     sent: tuple[TensorSpec, ...]
+    secure: tuple[InputSpec, ...]
 
     @staticmethod
     def read(path: Path) -> LightPlan:
@@ -43,6 +45,7 @@ class LightPlan:
             bytes.fromhex(content["digest"]),
             _specs(content["broadcast"]),
             _specs(content["sent"]),
+            tuple(InputSpec(tuple(shape), bits) for shape, bits in content["secure"]),
         )
 
 
@@ -93,6 +96,13 @@ def light_update(plan: LightPlan, site: str, round_number: int, broadcast: Seque
     for tensor in broadcast:
         digest.update(tensor.tobytes())
     draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest()[:16], "big")))
+    if plan.secure:  # whole numbers about the middle of their range, which is zero; scalars are 1 or their middle
+        return [
+            (2 ** (part.bits - 1) + draw.integers(-(2**24), 2**24, part.shape)).astype(spec.dtype)
+            if part.bits == 32
+            else np.zeros(part.shape, spec.dtype)
+            for part, spec in zip(plan.secure, plan.sent, strict=True)
+        ]
     return [
         (0.01 * draw.standard_normal(spec.shape, np.float32)).astype(spec.dtype)
         if spec.shape
@@ -115,6 +125,7 @@ def write_plan(study_file: Path, path: Path) -> None:
         "digest": plan.digest.hex(),
         "broadcast": [[spec.dtype, spec.shape] for spec in plan.train.broadcast],
         "sent": [[spec.dtype, spec.shape] for spec in plan.train.sent],
+        "secure": [[spec.shape, spec.bits] for spec in plan.train.secure],
     }
     path.write_text(json.dumps(content))
 
@@ -135,6 +146,7 @@ def main(arguments: list[str]) -> int:
         client.cli: {"_dataset": lambda study, site, *rest: LightDataset(site)},
         client.work: {
             "site_plan": lambda study: plan,
+            "secure_specs": lambda plan: {"train": plan.secure},
             "update_bytes": lambda plan: {"train": encoded_size(plan.sent)},
             "site_worker": lambda plan, dataset, folder, **options: LightWorker(plan, dataset.site, seconds),
         },

@@ -29,8 +29,12 @@ def light(
     quorum: int | None = None,
     deadline: str = "30m",
     batch_seconds: float = 0.02,
+    secure: bool = False,
 ) -> Scenario:
-    """A study of light sites, `site-00` and on; its quorum is all of them unless said otherwise."""
+    """A study of light sites, `site-00` and on; its quorum is all of them unless said otherwise.
+
+    `secure`: their updates are summed securely.
+    """
     names = [f"site-{number:02d}" for number in range(sites)]
     text = f"""\
 study: light
@@ -43,5 +47,10 @@ training: {{rounds: {rounds}, batch_size: 1}}
 cohort: {{sites: [{", ".join(names)}], quorum: {quorum or sites}, deadline: {deadline}}}
 evaluation: {{validation_fraction: 0, holdout: false}}
 publishing: {{variants: [float32], tile: [32, 32]}}
+{"secure_aggregation: {protocol: bonawitz}" if secure else ""}
 """
     return Scenario(text, batch_seconds=batch_seconds)
+
+
+SECURE = light(sites=5, rounds=3, secure=True)
+"""Five light sites whose updates are summed securely."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from common.failpoints import NAMES
 from tests.system.faults.arena import COORDINATOR, Bench
-from tests.system.faults.studies import light
-from tests.system.faults.table import Case, cases, run_cases
+from tests.system.faults.studies import SECURE, light
+from tests.system.faults.table import Case, cases, expected, run_cases
 
 pytestmark = pytest.mark.system
 
@@ -39,3 +40,12 @@ def test_a_process_killed_at_a_failpoint_and_started_again_changes_no_bit(
 def test_a_study_comes_by_every_failpoint(faults: Bench) -> None:
     missed = [f"{case.role}: {case.name}" for case in cases(faults, SCENARIO) if case.of == 0]
     assert missed == []
+
+
+def test_a_study_with_secure_sums_that_is_killed_anywhere_goes_on(faults: Bench) -> None:
+    """To the same bits, or without the round whose sum its sites have given out."""
+    rows = list(run_cases(faults, SECURE, cases(faults, SECURE), parallel=1))
+    assert {(row["failpoint"], row["at"]): row["same"] for row in rows} == {
+        (row["failpoint"], row["at"]): expected(str(row["failpoint"])) for row in rows
+    }
+    assert {row["failpoint"] for row in rows} == {name for name in NAMES if name.startswith("secure.")}

@@ -1,4 +1,4 @@
-"""Whom a site believes: the options of commands that open published versions, and the check that they ask for."""
+"""Whom a machine believes: the options of commands that open published versions, and the check that they ask for."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ if TYPE_CHECKING:  # what checks signatures takes a while to load, and `--help` 
 _AUTHORITY = "ca.crt"
 
 
-def add_trust_options(parser: argparse.ArgumentParser, *, has_identity: bool) -> None:
-    """Adds `--allow-unsigned` and, where the command has no identity that brings it along, `--authority`."""
+def add_trust_options(parser: argparse.ArgumentParser, *, has_identity: bool, what: str = "") -> None:
+    """Adds `--allow-unsigned` and `--authority`; `what` says which model is meant, where the command is of another."""
+    which = f" {what}" if what else ""
     default = f"${AUTHORITY_VARIABLE}" + (f", or {_AUTHORITY} in --identity" if has_identity else "")
     parser.add_argument(
         "--authority",
         type=Path,
         metavar="FILE",
-        help=f"{_AUTHORITY} of the study, whose coordinator must have signed the model; a file may hold several "
+        help=f"{_AUTHORITY} of the study, whose coordinator must have signed the model{which}; a file may hold several "
         f"(default: {default})",
     )
     parser.add_argument(
-        "--allow-unsigned", action="store_true", help="take a model that was published before models were signed"
+        "--allow-unsigned",
+        action="store_true",
+        help=f"take a model{which} that was published before models were signed",
     )
 
 
@@ -59,6 +62,18 @@ class Trust:
         if given is None and identity is not None:
             given = identity / _AUTHORITY
         return cls(trusted_authority(given), options.allow_unsigned)
+
+    @classmethod
+    def of_run(cls, options: argparse.Namespace, own: Path | None) -> Trust:
+        """As `of`; where nobody names an authority, that of the run which the version lies in, with a warning.
+
+        Parameters
+        ----------
+        own : that authority's certificate; None where there is none.
+        """
+        from common.security.authorities import authority_for
+
+        return cls(authority_for(options.authority, own), options.allow_unsigned)
 
     def __call__(self, manifest: bytes, folder: Path) -> None:
         """See `common.inference.published.Verify`. Raises IdentityError."""
