@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="only write the tables into docs/generalization.md")
     options = parser.parse_args()
     if options.write_docs:
-        write_docs(options.steps)
+        write_docs(options.steps, options.rounds)
         return
     study = _study_of(options)
     sites = study.cohort.sites
@@ -269,16 +269,18 @@ def summarize(rows: Sequence[Row]) -> None:
         print(f"{name}: {value:{form}}")
 
 
-def write_docs(steps: int) -> None:
-    """Put the tables of the runs of so many steps between the marks in docs/generalization.md."""
+def write_docs(steps: int, rounds: int) -> None:
+    """Put the tables of the runs of so many steps and rounds between the marks in docs/generalization.md."""
     written = 0
     for study in _STUDIES:
-        rows = [row for row in _rows(f"generalization_{study}") if row["steps"] == steps]
+        rows = [row for row in _rows(f"generalization_{study}") if (row["steps"], row["rounds"]) == (steps, rounds)]
         if rows:
             write_between(_DOCS, f"<!-- {study}: begin -->\n", f"<!-- {study}: end -->\n", table(rows))
             written += 1
     if not written:
-        raise SystemExit(f"no rows of {steps} steps; run the benchmark first, or give --steps")
+        raise SystemExit(
+            f"no rows of {steps} steps in {rounds} rounds; run the benchmark first, or give --steps and --rounds"
+        )
 
 
 def table(rows: Sequence[Row]) -> str:
