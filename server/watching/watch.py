@@ -156,7 +156,8 @@ class Bell:
         for alert in fresh:
             self._raised[alert.key] = alert
             level = logging.DEBUG if alert.severity == "info" else logging.WARNING
-            _log.log(level, "alert: %s", alert.text(), extra=_about("alert-raised", alert))
+            words = alert.text().removeprefix(f"{alert.severity}: ")  # the line has a level
+            _log.log(level, "alert: %s", words, extra=_about("alert-raised", alert))
             self._tell("raised", alert)
         for alert in over:
             del self._raised[alert.key], self._absent[alert.key]
