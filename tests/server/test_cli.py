@@ -116,7 +116,7 @@ def test_an_unknown_run_is_an_error_of_the_run_folder(tmp_path: Path) -> None:
     for command in ("status", "watch", "evaluate", "publish"):
         found = wardround(command, "--run", tmp_path / "nowhere")
         assert (found.returncode, found.stdout) == (7, "")
-        assert found.stderr.startswith("error: ") and "--run" in found.stderr
+        assert found.stderr.startswith("error: ") and "give the folder of" in found.stderr
     assert wardround("status", cwd=tmp_path).returncode == 7
 
 
