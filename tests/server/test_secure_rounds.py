@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,18 +145,30 @@ def test_a_line_that_breaks_costs_nothing(coordinator: Coordinator, start: Calla
 def test_a_coordinator_that_is_killed_before_unmasking_asks_for_another_sum(
     identities: Identities, start: Callable[..., RunningSite], tmp_path: Path
 ) -> None:
-    first = Coordinator(tmp_path / "run", identities)
-    sites = [start(site, first, hook=lambda stage, step: _wait_at(3, stage, step, first)) for site in SITES]
-    first.open()
-    eventually(lambda: any(site.secure.stage == 3 for site in sites))
-    port = first.address.port
-    first.stop()
-    second = Coordinator(tmp_path / "run", identities, port)
+    second = _started_again(identities, start, tmp_path / "run", at=3, reached=any)
     try:
         assert summed(second.open()) == sum_of(SITES)
         assert [one["attempt"] for one in second.journal.events("asked")] == [1, 2]
     finally:
         second.stop()
+
+
+def _started_again(
+    identities: Identities,
+    start: Callable[..., RunningSite],
+    run: Path,
+    *,
+    at: int,
+    reached: Callable[[Iterable[bool]], bool],
+) -> Coordinator:
+    """The next coordinator of a run whose first was killed when any, or all, of its sites were at a stage."""
+    first = Coordinator(run, identities)
+    sites = [start(site, first, hook=lambda stage, step: _wait_at(at, stage, step, first)) for site in SITES]
+    first.open()
+    eventually(lambda: reached(site.secure.stage == at for site in sites))
+    port = first.address.port
+    first.stop()
+    return Coordinator(run, identities, port)
 
 
 def _wait_at(at: int, stage: int, step: Any, coordinator: Coordinator) -> None:
@@ -167,13 +179,7 @@ def _wait_at(at: int, stage: int, step: Any, coordinator: Coordinator) -> None:
 def test_a_coordinator_that_is_killed_while_unmasking_skips_the_round(
     identities: Identities, start: Callable[..., RunningSite], tmp_path: Path
 ) -> None:
-    first = Coordinator(tmp_path / "run", identities)
-    sites = [start(site, first, hook=lambda stage, step: _wait_at(4, stage, step, first)) for site in SITES]
-    first.open()
-    eventually(lambda: all(site.secure.stage == 4 for site in sites))
-    port = first.address.port
-    first.stop()
-    second = Coordinator(tmp_path / "run", identities, port)
+    second = _started_again(identities, start, tmp_path / "run", at=4, reached=all)
     try:
         with pytest.raises(RoundSkippedError, match="stopped while the sites unmasked"):
             second.open().result(PATIENCE)
