@@ -270,7 +270,7 @@ def _sent_value(spec: TensorSpec, number: int) -> Any:
     """Of a weight the site's constant; of a secure sum, whose numbers are not floats, any that fits."""
     if not spec.shape or spec.dtype == "uint8":
         return 1
-    return 2**31 + number if spec.dtype == "uint32" else _update_value(number)
+    return 2**25 + number if spec.dtype == "uint32" else _update_value(number)  # 26 bits with 50 sites
 
 
 def _secure_task(study: Study, name: str, run: RunFolder, plan: dict[str, Any]) -> Any:

@@ -27,7 +27,7 @@ from common.secure_aggregation.messages import (
 from common.secure_aggregation.refusals import OutOfTurnError
 from common.secure_aggregation.session import Session, SitePolicy, Stage
 from common.secure_aggregation.site import Site
-from common.secure_aggregation.study_session import proposed_session
+from common.secure_aggregation.study_session import StudySums
 from common.security.audit import NO_AUDIT, Audit
 from common.security.secure_signatures import EnrolledSites, sign_with
 from common.security.signing import Signer
@@ -106,7 +106,7 @@ class SecureTask:
         policy: Callable[[], SitePolicy],
         audit: Audit = NO_AUDIT,
     ) -> None:
-        self._study, self._site, self._digest, self._run = study, site, plan_digest, run
+        self._sums, self._site = StudySums(study, plan_digest, run), site
         self._specs, self._signer, self._folder, self._policy = dict(specs), signer, folder, policy
         self._verify = EnrolledSites(signer.authority)
         self._ledger = FileLedger(folder / LEDGER)
@@ -149,16 +149,7 @@ class SecureTask:
         if before is not None and before.step == step and before.asked == b"":  # its answer was lost on the line
             return before.answer
         self._attempt = None
-        session = proposed_session(
-            step.session,
-            self._study,
-            self._digest,
-            self._run,
-            step.kind,
-            step.number,
-            step.attempt,
-            broadcast=step.broadcast,
-        )
+        session = self._sums.proposed(step.session, step.kind, step.number, step.attempt, broadcast=step.broadcast)
         site = Site(
             session,
             self._site,

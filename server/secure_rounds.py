@@ -33,7 +33,7 @@ from common.secure_aggregation.messages import (
 )
 from common.secure_aggregation.refusals import TooFewSitesError, UnmaskingBegunError
 from common.secure_aggregation.session import Session, Stage
-from common.secure_aggregation.study_session import study_session
+from common.secure_aggregation.study_session import StudySums
 from common.watching.logs import about
 from common.wire.partial import disk_hit
 from common.wire.tensors import Array, Stored, read_tensors, write_tensors
@@ -281,16 +281,8 @@ class SecureRound:
     async def _attempt(self, sites: Sequence[str]) -> Sequence[Array]:
         call, round_ = self._call, self._call.round
         kind, number = round_.kind.value, round_.number
-        session = study_session(
-            self._host.study,
-            self._digest,
-            self._sums.run,
-            kind,
-            number,
-            round_.attempt,
-            sites,
-            broadcast=call.broadcast.weights,
-        )
+        study_sums = StudySums(self._host.study, self._digest, self._sums.run)
+        session = study_sums.session(kind, number, round_.attempt, sites, broadcast=call.broadcast.weights)
         self._host.record("secure-sum-asked", call, sites=list(sites), threshold=session.threshold)
         self._journal.asked(kind, number, round_.attempt, sites)
         disk_hit("secure.asked", self._updates)
