@@ -13,6 +13,7 @@ import pytest
 
 import common  # noqa: F401  (sets what gRPC and TensorFlow read when they load; must come first)
 from common.study import Study, parse_study
+from common.watching.logs import set_up_logs
 
 # A runner that was started in the background may ignore SIGINT, and its children inherit that; TFF ends its worker by
 # this signal and then waits for ever. A handler here means the default there.
@@ -41,13 +42,13 @@ def _configure_what_is_loaded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _logs_as_before() -> Iterator[None]:
-    """A command that was run in this process has set up logs for itself; its stream is closed by now."""
-    logger = logging.getLogger("wardround")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
+def _logs_untouched() -> None:
+    """A command that a test or a fixture ran in this process has set up logs; its stream is closed by now."""
+    for logger, level in ((logging.getLogger("wardround"), logging.NOTSET), (logging.getLogger(), logging.WARNING)):
+        for handler in [each for each in logger.handlers if type(each).__module__ == set_up_logs.__module__]:
+            logger.removeHandler(handler)
+        logger.setLevel(level)
+    logging.getLogger("wardround").propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -96,11 +96,11 @@ def light_update(plan: LightPlan, site: str, round_number: int, broadcast: Seque
     for tensor in broadcast:
         digest.update(tensor.tobytes())
     draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest()[:16], "big")))
-    if plan.secure:  # whole numbers about the middle of their range, which is zero; scalars are 1 or their middle
+    if plan.secure:  # whole numbers about the middle of their range; a single bit counts the sites
         return [
-            (2 ** (part.bits - 1) + draw.integers(-(2**24), 2**24, part.shape)).astype(spec.dtype)
-            if part.bits == 32
-            else np.zeros(part.shape, spec.dtype)
+            np.ones(part.shape, spec.dtype)
+            if part.bits == 1
+            else (2 ** (part.bits - 1) + draw.integers(-(2**24), 2**24, part.shape)).astype(spec.dtype)
             for part, spec in zip(plan.secure, plan.sent, strict=True)
         ]
     return [
