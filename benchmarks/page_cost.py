@@ -5,9 +5,9 @@ Two questions, two rows.
 **round**: a simulated study on generated images, all sites in one process, with its live page beside it (`wardround
 simulate --page`). In blocks of rounds that alternate, twenty pages are open, or none. An open page is what a browser
 does of it: it holds the stream of events, and fetches the figures whenever it is told of new ones; drawing is left out,
-as it is done on the viewers' own machines. The page's process runs in both, as niced as it always is. A round's time is
-that of all of its parts in `rounds.csv`; the first round of each block is left out. "ratio" is the median with pages
-divided by that without.
+as it is done on the viewers' own machines, and so what the viewers do here comes after all else (nice 19). The page's
+process runs in both, as niced as it always is. A round's time is that of all of its parts in `rounds.csv`; the first
+round of each block is left out. "ratio" is the median with pages divided by that without.
 
 **draw**: the page of a written run of 50 sites and 500 rounds in a real Chromium on this machine, from asking for it
 until it shows text, and until all charts are drawn.
@@ -137,6 +137,7 @@ def viewers(url: str, count: int) -> Iterator[list[int]]:
     over = threading.Event()
 
     def look(place: int) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         urllib.request.urlopen(url, timeout=60).read()
         with urllib.request.urlopen(f"{url}events", timeout=60) as stream:
             while not over.is_set():

@@ -33,10 +33,11 @@ from server.operation_command import (
 )
 from server.run_folder import RunFolder, newest_run, plainly
 from server.verify_command import add_verify_command
-from server.watching.command import add_logs_command, add_watching_options, watching_of
+from server.watching.command import add_log_format, add_logs_command, add_watching_options, watching_of
 
 _POLL_SECONDS = 0.25
 _NOT_YET = "Nothing of this was done yet; the same command without --dry-run does it."
+_START = "that the study starts from (training.start_from)"
 _START_AGAIN = "This was done. Start the coordinator again with the same command."
 
 
@@ -83,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--run", type=Path, metavar="DIR", help="run folder (default: runs/<study>-<time>)")
     _add_old_holdout(simulate)
     simulate.add_argument("--in-process", action="store_true", help="all sites as threads of one process")
+    add_trust_options(simulate, has_identity=False, what=_START)
+    add_watching_options(simulate)
     add_page_option(simulate)
     simulate.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
@@ -97,11 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     coordinator.add_argument("--holdout", type=Path, metavar="DIR", help="the coordinator's own labelled images")
     _add_old_holdout(coordinator)
-    add_trust_options(coordinator, has_identity=False, what="that the study starts from (training.start_from)")
+    add_trust_options(coordinator, has_identity=False, what=_START)
     coordinator.add_argument(
         "--serve", action="store_true", help="after the study's end go on serving what is published, until stopped"
     )
     add_watching_options(coordinator)
+    add_log_format(coordinator)
     add_page_option(coordinator)
     coordinator.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
@@ -243,13 +247,21 @@ def _existing(folder: Path, option: str = "--holdout") -> Path:
 def _simulate(arguments: argparse.Namespace) -> int:
     from server.simulation.launcher import simulate
 
+    watching_of(arguments)  # what is wrong with it is said before anything starts
+    given = {
+        "--old-holdout": arguments.old_holdout and _existing(arguments.old_holdout, "--old-holdout"),
+        "--authority": arguments.authority and arguments.authority.absolute(),
+        "--metrics": arguments.metrics,
+        "--watching": arguments.watching and arguments.watching.absolute(),
+    }
+    options = [part for name, value in given.items() if value is not None for part in (name, str(value))]
     return simulate(
         arguments.study,
         data=arguments.data,
         run=arguments.run,
         in_process=arguments.in_process,
         json_output=arguments.json,
-        old_holdout=None if arguments.old_holdout is None else _existing(arguments.old_holdout, "--old-holdout"),
+        coordinator_options=[*options, "--allow-unsigned"] if arguments.allow_unsigned else options,
         page=arguments.page,
     )
 

@@ -15,6 +15,7 @@ from server.dashboard.history import Curves, History, mean
 MOST_POINTS: Final = 200
 MOST_BARS: Final = 60
 MOST_LINES: Final = 8
+FEW_ROUNDS: Final = 10
 _DIGITS: Final = 4
 
 Figure = dict[str, Any]
@@ -100,7 +101,8 @@ def overlaid(
         for place, (name, (x, column)) in enumerate(curves.items())
         if any(value is not None for value in column)
     ]
-    return {"data": data, "layout": _layout(title, unit=unit)}
+    rounds = [each for x, _ in curves.values() for each in x]
+    return {"data": data, "layout": _layout(title, rounds, unit=unit)}
 
 
 def lines_or_map(x: Sequence[int], columns: Mapping[str, Sequence[float | None]], title: str) -> Figure:
@@ -121,7 +123,7 @@ def lines_or_map(x: Sequence[int], columns: Mapping[str, Sequence[float | None]]
         "colorbar": {"title": {"text": title}, "thickness": 12, "outlinewidth": 0},
         "hovertemplate": "%{y}, round %{x}: %{z:.3f}<extra></extra>",
     }
-    layout = _layout("")
+    layout = _layout("", x)
     layout |= {"hovermode": "closest"}
     layout["yaxis"] = {"tickfont": {"size": 10}, "type": "category"}
     return {"data": [data], "layout": layout}
@@ -148,7 +150,7 @@ def times(curves: Curves) -> Figure:
         for place, (part, column) in enumerate(columns.items())
         if any(column)
     ]
-    layout = _layout("seconds")
+    layout = _layout("seconds", rounds)
     layout |= {"barmode": "stack", "bargap": 0.15}
     layout["xaxis"] |= {"type": "category", "nticks": 12, "title": {"text": "round" if step == 1 else "rounds"}}
     return {"data": data, "layout": layout}
@@ -159,8 +161,11 @@ def rounded(value: float | None, digits: int = _DIGITS) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _layout(title: str, *, unit: bool = False) -> dict[str, Any]:
+def _layout(title: str, rounds: Sequence[int], *, unit: bool = False) -> dict[str, Any]:
+    xaxis: dict[str, Any] = {"title": {"text": "round"}, "tickformat": "d"}
+    if max(rounds, default=0) - min(rounds, default=0) <= FEW_ROUNDS:
+        xaxis |= {"dtick": 1}  # else there are ticks at halves, and each number stands there twice
     yaxis: dict[str, Any] = {"title": {"text": title}}
     if unit:
         yaxis |= {"rangemode": "normal", "tickformat": ".2f"}
-    return {"xaxis": {"title": {"text": "round"}, "tickformat": "d"}, "yaxis": yaxis}
+    return {"xaxis": xaxis, "yaxis": yaxis}

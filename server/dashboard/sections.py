@@ -194,7 +194,7 @@ def _site(
     site: str, part: Mapping[str, Any], status: Mapping[str, Any], history: History, viewer: Viewer, *, under_way: bool
 ) -> dict[str, Any]:
     name = str(part.get("stage") or "waiting")
-    kind, waits = _standing(site, part, name, asked=bool(part.get("asked", True)))
+    kind, waits = _standing(site, part, name, status)
     record = history.sites.get(site)
     own = viewer.sees_numbers_of(site)
     newest = record.last if record is not None and own else {}
@@ -224,7 +224,7 @@ def _site(
     }
 
 
-def _standing(site: str, part: Mapping[str, Any], name: str, *, asked: bool) -> tuple[str, str]:
+def _standing(site: str, part: Mapping[str, Any], name: str, status: Mapping[str, Any]) -> tuple[str, str]:
     """The kind of chip for a site, and what it waits for."""
     if part.get("revoked") and name != "done":
         return "error", f"a new invitation: `wardround invite {site}`"
@@ -235,9 +235,10 @@ def _standing(site: str, part: Mapping[str, Any], name: str, *, asked: bool) -> 
     if part.get("refused_reason"):
         return "error", "the coordinator's study file and version"
     if not part.get("connected"):
-        return "warning", "its site to dial in: `wardround-site start` there"
+        how = "the simulation starts it" if status.get("simulated") else "`wardround-site start` there"
+        return "warning", f"its site to dial in: {how}"
     if name == "waiting":
-        return "good", "the next round" if asked else "a round that asks it"
+        return "good", "the next round" if part.get("asked", True) else "a round that asks it"
     return "busy", _WAITS.get(name, "")
 
 

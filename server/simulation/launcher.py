@@ -77,7 +77,7 @@ def simulate(
     json_output: bool = False,
     commands: Commands | None = None,
     grace: float = GRACE_SECONDS,
-    old_holdout: Path | None = None,
+    coordinator_options: Sequence[str] = (),
     page: str | None = None,
 ) -> int:
     """Runs a study on this machine and shows its results; returns the exit code.
@@ -91,7 +91,7 @@ def simulate(
     json_output : prints `report.json` to stdout at the end, and everything else to stderr.
     commands : what to start instead of Wardround's own commands.
     grace : how many seconds a process has to end when it is told to.
-    old_holdout : labelled images of the study whose model this one starts from.
+    coordinator_options : of `wardround coordinator`, for that of the simulation.
     page : where to show the run as a live page meanwhile; None: nowhere.
 
     Raises
@@ -141,7 +141,9 @@ def simulate(
             "hospital reviews it and decides (wardround-site review, approve)."
         )
         stop.by_flag = True
-        launch = _Launch(study, folder, data.absolute(), commands or Commands(), console, stop, grace, old_holdout)
+        launch = _Launch(
+            study, folder, data.absolute(), commands or Commands(), console, stop, grace, coordinator_options
+        )
         with page_beside(folder, page, folder.identity / "coordinator", say):
             try:
                 code = launch.run(in_process=in_process)
@@ -313,7 +315,7 @@ class _Launch:
     console: Console
     stop: _Stop
     grace: float
-    old_holdout: Path | None = None
+    coordinator_options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.children = _Children(self.stop, self.grace)
@@ -355,9 +357,7 @@ class _Launch:
         ]  # fmt: skip
         if (self.data / HOLDOUT).is_dir():
             command += ["--holdout", str(self.data / HOLDOUT)]
-        if self.old_holdout is not None:
-            command += ["--old-holdout", str(self.old_holdout)]
-        return self.children.start("the coordinator", command, self.folder.log)
+        return self.children.start("the coordinator", [*command, *self.coordinator_options], self.folder.log)
 
     def _approve(self) -> _Child:
         """What every hospital's operator does in a real study, by the same command, for all sites at once."""

@@ -19,7 +19,7 @@ _FindRun = Callable[[Path | None], RunFolder]
 
 
 def add_watching_options(parser: argparse.ArgumentParser) -> None:
-    """`--metrics`, `--watching` and `--log-format`."""
+    """`--metrics` and `--watching`."""
     parser.add_argument(
         "--metrics",
         metavar="[HOST:]PORT",
@@ -28,6 +28,10 @@ def add_watching_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watching", type=Path, metavar="FILE", help="YAML: alerts, their webhook, tracking (docs/watching.md)"
     )
+
+
+def add_log_format(parser: argparse.ArgumentParser) -> None:
+    """`--log-format`."""
     parser.add_argument(
         "--log-format", choices=FORMATS, default="text", help="of what it says on stderr (default: %(default)s)"
     )

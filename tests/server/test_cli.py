@@ -323,3 +323,17 @@ def test_a_defect_in_a_thread_shows_no_traceback_either(
     assert run_command(main) == 0
     said = capsys.readouterr().err
     assert said.startswith("internal error: ZeroDivisionError: in a thread") and "Traceback" not in said
+
+
+def test_a_simulation_hands_the_options_of_its_coordinator_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("server.simulation.launcher.simulate", lambda study, **options: given.update(options) or 0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "watching.yaml").write_text("alerts: {silent: 5s}\n")
+    assert main(["simulate", "--metrics", "9464", "--watching", "watching.yaml", "--allow-unsigned"]) == 0
+    found = ["--metrics", "9464", "--watching", str(tmp_path / "watching.yaml"), "--allow-unsigned"]
+    assert given["coordinator_options"] == found
+    (tmp_path / "watching.yaml").write_text("alerts: {silnt: 5s}\n")
+    given.clear()
+    assert main(["simulate", "--watching", "watching.yaml"]) == 2
+    assert given == {}

@@ -92,7 +92,7 @@ def test_five_sites_are_summed(coordinator: Coordinator, start: Callable[..., Ru
 def test_a_site_drops_out(
     stage: int, coordinator: Coordinator, start: Callable[..., RunningSite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secure_rounds, "_LATE_PART", 0.03)  # of 5 minutes, for the stages after the deadline
+    monkeypatch.setattr(secure_rounds, "_LATE_PART", 0.01)  # of 5 minutes, for the stages after the deadline
     for site in FOUR:
         start(site, coordinator)
     lost = start(SITES[4], coordinator, drop_at=stage)

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from common.security.certificates import ensure_simulation_identities
 from server.run_folder import RunFolder
 from server.simulation.hospitals import generate_hospitals
 from tests.system.browsing import browser, serve, tab  # noqa: F401  (fixtures)
+from tests.system.zygote import Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds until a test gives up: many times what a step takes on two idle cores
@@ -33,7 +33,7 @@ model: {filters: 4, depth: 2, head: sigmoid}
 preprocessing: {patch: [32, 32]}
 training: {rounds: 3, patches_per_epoch: 160, batch_size: 4}
 cohort: {sites: [east, north], quorum: 2, deadline: 10m}
-publishing: {variants: [float32, dynamic_range], tile: [64, 64]}
+publishing: {variants: [float32], tile: [64, 64]}
 """
 
 # One round and nothing around it, for what needs a coordinator more than its weights.
@@ -72,28 +72,22 @@ def call(name: str, *arguments: str | Path, first: Path | None = None) -> subpro
 class Process:
     """A command that runs beside the test; what it says goes to a file."""
 
-    def __init__(self, name: str, arguments: Sequence[str | Path], log: Path) -> None:
-        self.log = log
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            self.popen = subprocess.Popen(
-                command(name, *arguments), env=environment(), stdout=file, stderr=file, stdin=subprocess.DEVNULL
-            )
+    def __init__(self, zygote: Zygote, name: str, arguments: Sequence[str | Path], log: Path) -> None:
+        self._child = zygote.start(name, arguments, log, environment())
+        self.pid, self.said, self.kill = self._child.pid, self._child.said, self._child.kill
 
-    def kill(self) -> None:
-        """SIGKILL, as when memory runs out or the power goes."""
-        self.popen.send_signal(signal.SIGKILL)
-        self.popen.wait()
+    def lives(self) -> bool:
+        return self._child.poll() is None
+
+    def signal(self, number: int) -> None:
+        self._child.send(number)
 
     def end(self) -> int:
         """Its exit code, once it has ended."""
         try:
-            return self.popen.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"{self.popen.args} does not end; it said:\n{self.said()[-3000:]}")
-
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
+            return self._child.wait(PATIENCE)
+        except TimeoutError as error:
+            pytest.fail(str(error))
 
 
 class Setting:
@@ -102,9 +96,10 @@ class Setting:
     A coordinator or site needs `identities` to be made before; a simulation makes its own.
     """
 
-    def __init__(self, folder: Path, study: str, data: Path) -> None:
+    def __init__(self, folder: Path, study: str, data: Path, zygote: Zygote) -> None:
         self.folder = folder
         self.data = data
+        self._zygote = zygote
         self.study = folder / "study.yaml"
         folder.mkdir(parents=True, exist_ok=True)
         self.study.write_text(study)
@@ -123,8 +118,8 @@ class Setting:
         options: list[str | Path] = ["--run", self.run.path, "--listen", listen]
         if holdout:
             options += ["--holdout", self.data / "holdout"]
-        process = self._start("wardround", ["coordinator", self.study, *options], self.folder / "coordinator.log")
-        self.until(lambda status: status.get("pid") == process.popen.pid and status.get("address"), process)
+        process = self.start("wardround", ["coordinator", self.study, *options], self.folder / "coordinator.log")
+        self.until(lambda status: status.get("pid") == process.pid and status.get("address"), process)
         self.address = self.status()["address"]
         return process
 
@@ -144,7 +139,7 @@ class Setting:
             place += ["--identity", identity or self.run.identity / "sites" / site]
         self.approve(*place)
         log = self.folder / f"{'+'.join(sites)}-{len(self.processes)}.log"
-        return self._start("wardround-site", ["start", *place, "--coordinator", self.address], log)
+        return self.start("wardround-site", ["start", *place, "--coordinator", self.address], log)
 
     def approve(self, *place: str | Path) -> None:
         """What the operators of these sites do before they start them; once for each study, data and folders."""
@@ -155,10 +150,16 @@ class Setting:
 
     def simulate(self, *flags: str) -> subprocess.CompletedProcess[str]:
         """Runs `wardround simulate` on the study to its end."""
-        return call("wardround", "simulate", self.study, "--data", self.data, "--run", self.run.path, *flags)
+        arguments = ["simulate", self.study, "--data", self.data, "--run", self.run.path, *flags]
+        out, errors = self.folder / "simulate.out", self.folder / "simulate.log"
+        for path in (out, errors):
+            path.unlink(missing_ok=True)
+        code = self._zygote.start("wardround", arguments, out, environment(), errors=errors).wait(PATIENCE)
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), errors.read_text())
 
-    def _start(self, name: str, arguments: Sequence[str | Path], log: Path) -> Process:
-        process = Process(name, arguments, log)
+    def start(self, name: str, arguments: Sequence[str | Path], log: Path) -> Process:
+        """Starts a command of the project, which ends with the module's tests."""
+        process = Process(self._zygote, name, arguments, log)
         self.processes.append(process)
         return process
 
@@ -175,7 +176,7 @@ class Setting:
         end = time.monotonic() + PATIENCE
         while not condition(status := self.status()):
             for process in alive:
-                assert process.popen.poll() is None, f"ended in between, and said:\n{process.said()[-3000:]}"
+                assert process.lives(), f"ended in between, and said:\n{process.said()[-3000:]}"
             assert time.monotonic() < end, f"waited in vain; the status is {json.dumps(status, indent=1)}"
             time.sleep(0.02)
         return status
@@ -190,7 +191,7 @@ class Setting:
             return list(csv.DictReader(file))
 
     def left_behind(self) -> list[str]:
-        """The processes on this machine that have the run folder in their arguments."""
+        """The processes on this machine that a command started, and that have the run folder in their arguments."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
@@ -201,8 +202,7 @@ class Setting:
 
     def close(self) -> None:
         for process in self.processes:
-            if process.popen.poll() is None:
-                process.kill()
+            process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -211,6 +211,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("system") / "hospitals"
     generate_hospitals(folder, seed=1, images_per_site={"east": 5, "north": 5, "south": 5}, holdout_per_site=1, size=64)
     return folder
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Starts processes that need not load TensorFlow first; they are gone at the end of the session."""
+    with Zygote(tmp_path_factory.mktemp("zygote") / "log") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -230,12 +237,12 @@ def short_study() -> str:
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Callable[[str], Setting]]:
+def setting(tmp_path_factory: pytest.TempPathFactory, data: Path, zygote: Zygote) -> Iterator[Callable[[str], Setting]]:
     """Makes a setting of a study; its processes are gone at the end of the module."""
     made: list[Setting] = []
 
     def make(study: str) -> Setting:
-        made.append(Setting(tmp_path_factory.mktemp("setting"), study, data))
+        made.append(Setting(tmp_path_factory.mktemp("setting"), study, data, zygote))
         return made[-1]
 
     yield make
@@ -245,10 +252,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Ca
 
 @pytest.fixture(scope="session")
 def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, data: Path
+    tmp_path_factory: pytest.TempPathFactory, data: Path, zygote: Zygote
 ) -> tuple[Setting, subprocess.CompletedProcess[str]]:
     """The tiny study, simulated with all sites in one process; every other way must end in its weights."""
-    made = Setting(tmp_path_factory.mktemp("undisturbed"), STUDY, data)
+    made = Setting(tmp_path_factory.mktemp("undisturbed"), STUDY, data, zygote)
     return made, made.simulate("--in-process")
 
 

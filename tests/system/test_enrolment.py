@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 
 from common.security.audit_check import check_log
-from tests.system.conftest import Process
 from tests.system.ports import free_port
 
 pytestmark = pytest.mark.system
@@ -45,12 +45,11 @@ def test_a_connected_site_is_cut_off_when_it_is_revoked_and_comes_back_by_a_new_
         "--enrolment",
         f"127.0.0.1:{port}",
     )
-    serving = Process(
+    serving = made.start(
         "wardround",
         ["enrolment", *identities, "--listen", f"127.0.0.1:{port}", "--renewals", f"127.0.0.1:{free_port()}"],
         made.folder / "enrolment.log",
     )
-    made.processes.append(serving)
     made.until(lambda _: "open invitations" in serving.said(), serving)
     coordinator = made.coordinator()
 
@@ -74,7 +73,7 @@ def test_a_connected_site_is_cut_off_when_it_is_revoked_and_comes_back_by_a_new_
 
     back = made.site("east", identity=enrolled(tmp_path / "second"))
     made.until(lambda status: status["sites"]["east"]["connected"], coordinator, back)
-    back.popen.terminate()
+    back.signal(signal.SIGTERM)
     assert back.end() == 143
     events = [entry.event for entry in check_log(made.run.path).entries]
     assert "member-shut-out" in events and "revoked" in events

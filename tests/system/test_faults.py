@@ -48,13 +48,13 @@ def kill_in_training(study: Any, site: str, process: Any, from_round: int) -> in
             return bool(at_work and status["sites"][site]["stage"] == "training")
 
         study.until(trains, process)
-        process.popen.send_signal(signal.SIGSTOP)
+        process.signal(signal.SIGSTOP)
         time.sleep(1)  # whatever it had sent has arrived
         status = study.status()
         if trains(status):
             process.kill()
             return int(status["round"])
-        process.popen.send_signal(signal.SIGCONT)
+        process.signal(signal.SIGCONT)
     pytest.fail("the site was never caught in training")
 
 

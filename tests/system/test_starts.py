@@ -97,7 +97,7 @@ def test_a_finished_study_is_served_until_the_coordinator_is_stopped(
     undisturbed: Any, wardround: Callable[..., Any], tmp_path: Path
 ) -> None:
     study, _ = undisturbed
-    coordinator = study._start(
+    coordinator = study.start(
         "wardround",
         ["coordinator", study.study, "--run", study.run.path, "--listen", "127.0.0.1:0", "--serve"],
         study.folder / "serving.log",
@@ -117,6 +117,6 @@ def test_a_finished_study_is_served_until_the_coordinator_is_stopped(
     # A site that was away at the end is told, and ends.
     study.address = address
     assert study.site("east").end() == 0
-    coordinator.popen.send_signal(signal.SIGTERM)
+    coordinator.signal(signal.SIGTERM)
     assert coordinator.end() == 0
     assert study.run.is_finished()

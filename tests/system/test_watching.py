@@ -42,7 +42,7 @@ def watched(setting: Callable[[str], Any], tmp_path_factory: pytest.TempPathFact
     for folder in ("images", "labels"):
         first = sorted((made.data / "north" / folder).iterdir())[0]
         first.rename(first.with_name(NAME + first.suffix))
-    port, metrics, of_site = free_port(), free_port(), free_port()
+    port, metrics, of_site, page = (free_port() for _ in range(4))
     made.address = f"127.0.0.1:{port}"
     place: list[Any] = [made.study]
     for site in ("east", "north"):
@@ -50,7 +50,7 @@ def watched(setting: Callable[[str], Any], tmp_path_factory: pytest.TempPathFact
         place += ["--identity", made.run.identity / "sites" / site]
     made.approve(*place)
     options = ["--cache-gb", "0", "--metrics", f"127.0.0.1:{of_site}", "--log-format", "json"]
-    sites = made._start(
+    sites = made.start(
         "wardround-site", ["start", *place, "--coordinator", made.address, *options], made.folder / "sites.log"
     )
     north = made.folder / "sites" / "north" / "status.json"
@@ -65,15 +65,16 @@ def watched(setting: Callable[[str], Any], tmp_path_factory: pytest.TempPathFact
         (made.folder / "watching.yaml").write_text(text)
         watching = ["--metrics", f"127.0.0.1:{metrics}", "--watching", made.folder / "watching.yaml"]
         command: list[Any] = ["coordinator", made.study, "--run", made.run.path, "--listen", made.address, *watching]
-        command += ["--log-format", "json", "--holdout", made.data / "holdout"]
-        coordinator = made._start("wardround", command, made.folder / "coordinator.log")
+        command += ["--log-format", "json", "--holdout", made.data / "holdout", "--page", f"127.0.0.1:{page}"]
+        coordinator = made.start("wardround", command, made.folder / "coordinator.log")
         wait(lambda: "wardround_info" in scraped(metrics), coordinator)
-        made.seen = ""
-        while coordinator.popen.poll() is None:
-            made.seen = scraped(metrics) or made.seen
+        made.seen = made.page = ""
+        while coordinator.lives():
+            made.seen, made.page = scraped(metrics) or made.seen, scraped(page, "/") or made.page
             time.sleep(0.5)
         made.site_code, made.code = sites.end(), coordinator.end()
         made.told = told(receiver)
+        made.page_after = scraped(page, "/")
     made.coordinator_log = coordinator.said()
     return made
 
@@ -97,7 +98,7 @@ def scraped(port: int, path: str = "/metrics") -> str:
 def wait(condition: Callable[[], bool], process: Any) -> None:
     end = time.monotonic() + 300
     while not condition():
-        assert process.popen.poll() is None and time.monotonic() < end, process.said()[-3000:]
+        assert process.lives() and time.monotonic() < end, process.said()[-3000:]
         time.sleep(0.1)
 
 
@@ -134,6 +135,11 @@ def test_metrics_were_there_to_the_end(watched: Any) -> None:
     assert float(figures['wardround_round_seconds{part="aggregation"}']) > 0
     assert figures['wardround_site_answers_total{outcome="failed",site="north"}'] == "1.0"
     assert float(figures['wardround_site_bytes_total{direction="up",site="east"}']) > 0
+
+
+def test_the_page_was_there_as_long_as_the_run(watched: Any) -> None:
+    assert "<h1" in watched.page and "watched" in watched.page
+    assert watched.page_after == ""
 
 
 def test_the_log_is_a_line_an_event_on_stderr_and_in_the_run(watched: Any, wardround: Callable[..., Any]) -> None:

@@ -212,3 +212,10 @@ def test_pictures_are_found_by_number_and_never_by_path(tmp_path: Path) -> None:
         (6, 0, 0, "__class__"),
     ):
         assert picture(run.folder.path, *numbers) is None
+
+
+@pytest.mark.parametrize(("done", "step"), [(3, 1), (30, None)])
+def test_an_axis_of_few_rounds_has_a_tick_a_round(tmp_path: Path, done: int, step: int | None) -> None:
+    run = WrittenRun(tmp_path / "run", rounds=40, done=done)
+    drawn = figures(History.of(SnapshotReader(run.folder.path).read()))
+    assert drawn["quality"]["layout"]["xaxis"].get("dtick") == step

@@ -3,7 +3,7 @@
 The oracle is the SHA-256 of the files of weights that an undisturbed run of the same study leaves behind, and its rows
 of `rounds.csv` and `sites.csv` but for seconds and bytes. The parts:
 
-    zygote.py    processes that start in milliseconds: forked from one that has imported TensorFlow
+    ../zygote.py processes that start in milliseconds: forked from one that has imported TensorFlow
     proxy.py     a TCP proxy that cuts, resets, stalls, half-closes, repeats or corrupts at a byte, throttles and delays
     light.py     `wardround-site` with a worker that computes its update from a hash, without TensorFlow
     arena.py     one study in one folder: starts its processes, again when they die, and compares what they left

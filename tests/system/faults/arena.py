@@ -22,8 +22,8 @@ from common.security.certificates import ensure_simulation_identities
 from common.study import parse_study
 from server.run_folder import RunFolder
 from tests.system.faults.proxy import Proxy
-from tests.system.faults.zygote import Child, Zygote
 from tests.system.ports import free_port
+from tests.system.zygote import Child, Zygote
 
 COORDINATOR = "coordinator"
 KILLED = -signal.SIGKILL
@@ -110,10 +110,9 @@ class Left:
 class Bench:
     """What runs of many arenas share: the zygote, images, certificates, compiled plans and undisturbed runs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, zygote: Zygote) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.zygote = Zygote(folder / "zygote.log")
+        self.zygote = zygote
         self._undisturbed: dict[Scenario, tuple[Left, dict[str, dict[str, int]]]] = {}
         self._made = 0
 
@@ -177,20 +176,16 @@ class Bench:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def close(self) -> None:
-        """Ends the zygote and whatever it started."""
-        self.zygote.close()
-
 
 @contextlib.contextmanager
 def bench(folder: Path | None = None) -> Iterator[Bench]:
     """A bench in a folder, or in a temporary one that is removed unless something failed."""
     place = folder or Path(tempfile.mkdtemp(prefix="wardround-faults-"))
-    made = Bench(place)
+    place.mkdir(parents=True, exist_ok=True)
     try:
-        yield made
+        with Zygote(place / "zygote.log") as zygote:
+            yield Bench(place, zygote)
     finally:
-        made.close()
         if folder is None and not any(place.glob("[0-9]*")):  # arenas that passed have removed their own
             shutil.rmtree(place, ignore_errors=True)
 

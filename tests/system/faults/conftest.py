@@ -1,17 +1,14 @@
-"""What the fault tests share: one zygote, and the undisturbed runs of their studies."""
+"""What the fault tests share: the undisturbed runs of their studies."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 
 from tests.system.faults.arena import Bench
+from tests.system.zygote import Zygote
 
 
 @pytest.fixture(scope="session")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def faults(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Bench:
     """A bench whose processes are gone at the end of the session."""
-    made = Bench(tmp_path_factory.mktemp("faults"))
-    yield made
-    made.close()
+    return Bench(tmp_path_factory.mktemp("faults"), zygote)
