@@ -14,6 +14,7 @@ import contextlib
 import logging
 import mmap
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ from server.rounds import Kind
 from server.rounds import Stage as SiteStage
 
 _log = logging.getLogger("wardround.coordinator")
+_MOST_UNREAD: Final = 8
+"""Messages of one site that wait to be read: one a stage, and as many again for lines that broke."""
 _LATE_PART: Final = 0.2
 """Of the deadline's time: what a stage has that begins after it, or shortly before."""
 
@@ -84,6 +87,8 @@ class SecureRound:
         self._host, self._journal, self._call, self._sums = host, journal, call, sums
         self._digest, self._updates = plan_digest, updates
         self._heard: asyncio.Queue[_Heard | None] = asyncio.Queue()
+        self._unread: Counter[str] = Counter()  # messages in the queue, by site
+        self._flooding: set[str] = set()
         self._ready: set[str] = set()
         self._lost: set[str] = set()
         self._coordinator: Coordinator | None = None
@@ -97,9 +102,16 @@ class SecureRound:
     # --- what the federation and the intake say ------------------------------------------------------------------
 
     def said(self, site: str, attempt: int, content: bytes) -> None:
-        """A site sent a step: without content, that its update is ready."""
-        if not content or attempt == self._call.round.attempt:
-            self._heard.put_nowait(_Heard(site, content))
+        """A site sent a step: without content, that its update is ready. More than can be honest is not kept."""
+        if content and attempt != self._call.round.attempt:
+            return
+        if self._unread[site] >= _MOST_UNREAD:
+            if site not in self._flooding:
+                self._flooding.add(site)
+                _log.warning("%s sends more steps than there are; they are not used", site, extra=about(site=site))
+            return
+        self._unread[site] += 1
+        self._heard.put_nowait(_Heard(site, content))
 
     def connected(self, site: str) -> None:
         """A site's line is new: what it was asked last is asked again, unless it is another process by now."""
@@ -122,6 +134,12 @@ class SecureRound:
         """A site said that it cannot go on, or was shut out."""
         self._ready.discard(site)
         self._lose(site)
+
+    async def _next(self) -> _Heard | None:
+        heard = await self._heard.get()
+        if heard is not None and heard.answer is None:
+            self._unread[heard.site] -= 1
+        return heard
 
     def wake(self) -> None:
         """Something changed that whoever waits should look at."""
@@ -233,7 +251,7 @@ class SecureRound:
                 return ready
             try:
                 async with asyncio.timeout(max(0.0, self._call.deadline - time.monotonic())):
-                    heard = await self._heard.get()
+                    heard = await self._next()
             except TimeoutError:
                 if len(ready) >= round_.needed:
                     return ready
@@ -393,7 +411,7 @@ class SecureRound:
             self._check()
             try:
                 async with asyncio.timeout(max(0.0, max(self._call.deadline, late) - time.monotonic())):
-                    heard = await self._heard.get()
+                    heard = await self._next()
             except TimeoutError:
                 return
             if heard is not None and heard.masked is not None and heard.answer is not None:

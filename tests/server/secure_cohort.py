@@ -200,6 +200,17 @@ class Coordinator:
 
         self._do(expire())
 
+    def flood(self, site: str, messages: int) -> None:
+        """So many messages of a site arrive at once, faster than they are read."""
+
+        async def arrive() -> None:
+            call = self.federation.call
+            assert call is not None and call.secure is not None
+            for _ in range(messages):
+                call.secure.said(site, call.round.attempt, b"anything")
+
+        self._do(arrive())
+
     def cut(self, site: str) -> None:
         """The site's control stream ends, as when its line breaks."""
 

@@ -105,6 +105,20 @@ def test_a_site_drops_out(
     assert summed(result) == sum_of(FOUR if stage <= 2 else SITES)
 
 
+def test_a_site_that_floods_the_round_takes_no_memory_and_stops_nobody(
+    coordinator: Coordinator, start: Callable[..., RunningSite], caplog: pytest.LogCaptureFixture
+) -> None:
+    for site in FOUR:
+        start(site, coordinator)
+    result = coordinator.open()
+    coordinator.flood(SITES[4], 1000)
+    assert (
+        sum("more steps than there are" in message for message in caplog.messages) == 1000 - secure_rounds._MOST_UNREAD
+    )
+    start(SITES[4], coordinator)
+    assert summed(result) == sum_of(SITES)
+
+
 def test_an_attempt_that_loses_too_many_is_made_again_with_fresh_keys(
     coordinator: Coordinator, start: Callable[..., RunningSite]
 ) -> None:
