@@ -362,7 +362,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _repair(arguments: argparse.Namespace) -> int:
-    from server.repair import examine, give_up, repair
+    from server.repair import audit_fault, examine, give_up, repair
 
     run = newest_run(arguments.run)
     if run.is_locked():
@@ -381,27 +381,32 @@ def _repair(arguments: argparse.Namespace) -> int:
         return 0
     found = examine(run) if arguments.dry_run else repair(run)
     damage = [each for each in found if not each.awaited]
-    code = RunFolderError.exit_code if damage and arguments.dry_run else 0
+    audit = audit_fault(run)
+    code = audit.exit_code if audit else RunFolderError.exit_code if damage and arguments.dry_run else 0
     if arguments.json:
         findings = [
             {"path": each.path, "problem": each.problem, "action": each.action, "awaited": each.awaited}
             for each in found
         ]
-        print_json({"run": str(run.path), "dry_run": arguments.dry_run, "findings": findings})
+        print_json(
+            {"run": str(run.path), "dry_run": arguments.dry_run, "findings": findings, "audit": audit and str(audit)}
+        )
         return code
     from server.status import clean
 
     for each in damage:
         print(clean(f"{plainly(f'{each.path}: {each.problem}')}\n  {each.action}"))
-    if not damage:
+    if not damage and not audit:
         print(f"{run.path}: nothing is damaged")
-    else:
+    elif damage:
         print(_NOT_YET if arguments.dry_run else _START_AGAIN)
     awaited = [each for each in found if each.awaited]
     if awaited:
         print("\nAwaited from the sites when the coordinator runs, and no damage:")
     for each in awaited:
         print(clean(f"{plainly(f'{each.path}: {each.problem}')}\n  {each.action}"))
+    if audit:
+        print(f"error: {clean(str(audit))}", file=sys.stderr)
     return code
 
 

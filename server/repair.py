@@ -23,6 +23,8 @@ from common.errors import RunFolderError, StudyError, UsageError, WardroundError
 from common.inference.published import MANIFEST, SIGNATURE
 from common.inference.signature import was_signed
 from common.inference.version_files import listed_files
+from common.security.audit_check import check_log
+from common.security.audit_files import HEAD, LOG
 from common.study import Study, load_study
 from common.wire.tensors import Stored
 from server.journal import Journal, JournalDamagedError, read_history, salvaged, write_events
@@ -73,6 +75,17 @@ def examine(run: RunFolder) -> list[Repair]:
         repairs += _updates(run, history, good)
         repairs += [*_tables(run), *_partial(run), *_published(run), *_texts(run), *_start(run)]
     return repairs
+
+
+def audit_fault(run: RunFolder) -> WardroundError | None:
+    """What is wrong with the audit log of a run, if anything; nobody may repair that."""
+    if not any((run.path / name).exists() for name in (LOG, HEAD)):
+        return None  # of a run from before there was one
+    try:
+        check_log(run.path)
+    except WardroundError as error:
+        return error
+    return None
 
 
 def repair(run: RunFolder) -> list[Repair]:

@@ -22,7 +22,7 @@ from common.security.audit import (
     head_statement,
     read_head,
 )
-from common.security.audit_files import LOG
+from common.security.audit_files import HEAD, LOG
 from common.security.authorities import Authority
 from common.security.signing import SignedBy, verify
 
@@ -123,8 +123,13 @@ def check_log(folder: Path, authority: Authority | None = None) -> CheckedLog:
                     signed, heads = entry, heads + 1
                 found.append(entry)
                 size = end
-            check_head(Tail(found[-1] if found else None, signed, size, b""), read_head(folder), path)
+            head = read_head(folder)
+            check_head(Tail(found[-1] if found else None, signed, size, b""), head, path)
+            if head is None and heads > 1:  # a crash can have left the first head alone without its file
+                raise damaged(path, f"{heads} heads were signed, and {HEAD} is not there")
     except FileNotFoundError as error:
+        if read_head(folder) is not None:
+            raise damaged(path, f"it is not there, and {HEAD} says that it was signed") from error
         raise RunFolderError(
             f"{path}: no audit log here; give the folder of a run, or the --work folder of a site"
         ) from error

@@ -20,6 +20,7 @@ from common.security.profile import PrivateKey
 
 AUTHORITY_CERTIFICATE: Final = "ca.crt"
 AUTHORITY_KEY: Final = "ca.key"
+_GET_IDENTITY: Final = "give the folder that holds the identity, or get one from the coordinator"
 
 
 def read_authority(folder: Path) -> tuple[bytes, x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -78,16 +79,14 @@ def write_pem(path: Path, content: bytes, mode: int) -> None:
         raise IdentityError(f"{path}: cannot be written ({error}); check the folder's owner and free space") from error
 
 
-def _read(path: Path, *, secret: bool = False) -> bytes:
+def _read(path: Path, *, secret: bool = False, todo: str = _GET_IDENTITY) -> bytes:
     try:
         with path.open("rb") as file:
             if secret:
                 _check_mode(path, os.fstat(file.fileno()))
             return file.read()
     except FileNotFoundError as error:
-        raise IdentityError(
-            f"{path}: does not exist; give the folder that holds the identity, or get one from the coordinator"
-        ) from error
+        raise IdentityError(f"{path}: does not exist; {todo}") from error
     except OSError as error:
         raise IdentityError(f"{path}: cannot be read ({error}); run as the user who owns it") from error
 
@@ -116,13 +115,11 @@ def read_certificate(path: Path) -> tuple[bytes, x509.Certificate]:
 
 def read_certificates(path: Path) -> list[bytes]:
     """The PEM of each certificate in a file, at least one. Raises IdentityError."""
+    todo = f"give the study's {AUTHORITY_CERTIFICATE}"
     try:
-        return [certificate_pem(one) for one in x509.load_pem_x509_certificates(_read(path))]
+        return [certificate_pem(one) for one in x509.load_pem_x509_certificates(_read(path, todo=todo))]
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise IdentityError(
-            f"{path}: expected certificates in PEM, found something else ({error}); give the study's "
-            f"{AUTHORITY_CERTIFICATE}"
-        ) from error
+        raise IdentityError(f"{path}: expected certificates in PEM, found something else; {todo}") from error
 
 
 def read_key(path: Path) -> tuple[bytes, ec.EllipticCurvePrivateKey]:

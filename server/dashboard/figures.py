@@ -102,7 +102,7 @@ def overlaid(
         if any(value is not None for value in column)
     ]
     rounds = [each for x, _ in curves.values() for each in x]
-    return {"data": data, "layout": _layout(title, rounds, unit=unit)}
+    return {"data": data, "layout": _layout(title, rounds, unit=unit) if data else _nothing()}
 
 
 def lines_or_map(x: Sequence[int], columns: Mapping[str, Sequence[float | None]], title: str) -> Figure:
@@ -159,6 +159,14 @@ def times(curves: Curves) -> Figure:
 def rounded(value: float | None, digits: int = _DIGITS) -> float | None:
     """A value with no more digits than are drawn; None stays."""
     return None if value is None else round(value, digits)
+
+
+def _nothing() -> dict[str, Any]:
+    """Instead of axes that a chart without a value would make up."""
+    place = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
+    hidden = {"visible": False}
+    text = {"text": "nothing measured", "showarrow": False, **place}
+    return {"xaxis": dict(hidden), "yaxis": dict(hidden), "annotations": [text]}
 
 
 def _layout(title: str, rounds: Sequence[int], *, unit: bool = False) -> dict[str, Any]:

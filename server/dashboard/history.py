@@ -73,8 +73,9 @@ class Curves:
         return {part: self.column(f"seconds_{part}") for part in ROUND_PARTS if f"seconds_{part}" in self.columns}
 
     def seconds(self, place: int) -> float:
-        """How long a round took, with all of its parts."""
-        return sum(column[place] or 0.0 for column in self.times().values())
+        """How long a round took, with all of its parts; without its evaluation where an older version ran it."""
+        parts = [value for column in self.times().values() if (value := column[place]) is not None]
+        return sum(parts) if parts else self.column("seconds")[place] or 0.0
 
 
 @dataclass

@@ -25,6 +25,7 @@ from server.dashboard.sections import content
 from server.dashboard.viewer import LOCAL
 from server.run_folder import RunFolder
 from server.watching.snapshot import RunSnapshot, SnapshotReader
+from server.wording import duration
 
 _PACKAGES: Final = ("tensorflow", "tensorflow-federated", "ai-edge-litert", "numpy", "grpcio", "cryptography", "plotly")
 
@@ -80,7 +81,8 @@ def _facts(study: Study, snapshot: RunSnapshot, history: History) -> list[tuple[
     """What the study is, in words."""
     task, training, curves = study.task, study.training, history.curves
     best = curves.best("holdout/dice") or curves.best("validation/dice")
-    started = snapshot.status.get("started_at")
+    at = snapshot.status.get("started_at")
+    started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)) if at else "unknown"
     found = [
         ("Task", f"segmentation of {', '.join(task.foreground)} in {task.dimensions}D images of {task.channels} "
                  f"{'channel' if task.channels == 1 else 'channels'}"),
@@ -89,8 +91,9 @@ def _facts(study: Study, snapshot: RunSnapshot, history: History) -> list[tuple[
         ("Training", f"{training.algorithm}, {len(curves.rounds)} of {training.rounds} rounds, "
                      f"{training.client_optimizer.name} at the sites"),
         ("Cohort", f"{len(study.cohort.sites)} sites, quorum {study.cohort.quorum}"),
-        ("Best round", f"{best[0]}, Dice {best[1]:.3f}" if best else "none"),
-        ("Coordinator started", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started)) if started else "unknown"),
+        ("Best round", f"{best[0]}, Dice {best[1]:.3f}" if best else "none: no Dice was measured"),
+        ("Time", f"{duration(sum(map(curves.seconds, range(len(curves.rounds)))))} in rounds"),
+        ("Coordinator last started", started),
     ]  # fmt: skip
     if ended := snapshot.status.get("ended"):
         found.append(("Ended early", f"after round {ended.get('round')}: {ended.get('reason')}"))

@@ -115,6 +115,8 @@ def _of_sites(snapshot: RunSnapshot, rules: AlertRules) -> Iterator[Alert]:
             yield Alert("site-failed", "warning", what, name, todo, number, detail)
         elif under_way and (silent := _silent(site, snapshot, rules.silent_seconds)):
             todo = f"See to {name}; started again with the same command it goes on where it was."
+            if site.get("connected"):
+                todo = f"Nothing, if {name}'s log shows that it is only slow. {todo}"
             yield Alert("site-silent", "warning", f"Round {number} waits for {name}, {silent}.", name, todo, number)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import RunFolderError
+from common.errors import RunFolderError, UsageError
 from common.watching.logs import FORMATS
 from server.run_folder import RunFolder
 
@@ -66,7 +66,11 @@ def _logs(arguments: argparse.Namespace, run: RunFolder) -> int:
     from server.status import clean
     from server.watching.log_reader import LOG, Wanted, entry_text, follow_log, read_log
 
-    run.read_study()
+    study = run.read_study()
+    if arguments.site is not None and arguments.site not in study.cohort.sites:
+        raise UsageError(f"--site {arguments.site}: not in the study; its sites are {', '.join(study.cohort.sites)}")
+    if arguments.round is not None and not 0 < arguments.round <= study.training.rounds:
+        raise UsageError(f"--round {arguments.round}: the study has rounds 1 to {study.training.rounds}")
     if not arguments.follow and not (run.path / LOG).exists():
         raise RunFolderError(f"{run.path / LOG}: no log here yet; it begins when a coordinator is started")
     wanted = Wanted(arguments.level, arguments.site, arguments.round)

@@ -16,6 +16,7 @@ import pytest
 from common.errors import RunFolderError, UsageError
 from common.security.audit import AuditLog
 from common.security.audit_check import check_log
+from common.security.audit_files import LOG
 from common.study import parse_study
 from common.wire.tensors import Stored, write_tensors
 from server.cli import main
@@ -436,3 +437,19 @@ def test_the_command_refuses_what_is_no_run_or_is_running(run: RunFolder, tmp_pa
     assert main(["repair", "--run", str(run.path), "--give-up", "north", "none"]) == 2
     with run.locked():
         assert main(["repair", "--run", str(run.path), "--dry-run"]) == 7
+
+
+def test_a_damaged_audit_log_is_told_and_left_as_it_is(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    log = AuditLog(run.path, "coordinator")
+    for number in range(3):
+        log.record("round-closed", round=number)
+    log.close()
+    content = (run.path / LOG).read_bytes().replace(b'"round":1', b'"round":7')
+    (run.path / LOG).write_bytes(content)
+    assert main(["repair", "--run", str(run.path), "--dry-run"]) == 7
+    said = capsys.readouterr()
+    assert "nothing is damaged" not in said.out
+    assert "audit.log: the audit log is not what was written: entry 2" in said.err and "Traceback" not in said.err
+    assert main(["repair", "--run", str(run.path), "--dry-run", "--json"]) == 7
+    assert "not what was written" in json.loads(capsys.readouterr().out)["audit"]
+    assert (run.path / LOG).read_bytes() == content

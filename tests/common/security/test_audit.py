@@ -114,6 +114,7 @@ def test_a_crash_between_a_signed_head_and_its_copy_is_made_good(tmp_path: Path)
     check_log(tmp_path)
     AuditLog(tmp_path, "site north", site_of("tiny")).close()
     assert (tmp_path / HEAD).read_bytes() == newer
+    rewrite(tmp_path, lines(tmp_path)[:3])  # the first head has no older copy
     (tmp_path / HEAD).unlink()
     check_log(tmp_path)
 
@@ -330,6 +331,21 @@ def test_a_missing_or_older_or_damaged_signed_head_is_missed(tmp_path: Path) -> 
         check_log(tmp_path)
     (tmp_path / HEAD).unlink()
     with pytest.raises(AuditDamagedError, match=r"its head was signed at entry 7, and audit\.head is not there"):
+        check_log(tmp_path)
+
+
+def test_a_log_that_ends_at_a_signed_head_whose_file_is_gone_was_tampered_with(tmp_path: Path) -> None:
+    logged(tmp_path)
+    rewrite(tmp_path, lines(tmp_path)[:5])
+    (tmp_path / HEAD).unlink()
+    with pytest.raises(AuditDamagedError, match=r"2 heads were signed, and audit\.head is not there"):
+        check_log(tmp_path)
+
+
+def test_a_log_that_is_gone_while_its_signed_head_is_there_was_removed(tmp_path: Path) -> None:
+    logged(tmp_path)
+    (tmp_path / LOG).unlink()
+    with pytest.raises(AuditDamagedError, match=r"it is not there, and audit\.head says that it was signed"):
         check_log(tmp_path)
 
 

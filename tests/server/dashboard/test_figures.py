@@ -13,8 +13,8 @@ import pytest
 
 import server.dashboard.figures
 from server.cli import main
-from server.dashboard.figures import MOST_BARS, MOST_POINTS, figures
-from server.dashboard.history import History
+from server.dashboard.figures import MOST_BARS, MOST_POINTS, figures, lines
+from server.dashboard.history import Curves, History
 from server.dashboard.pictures import Pictures, picture
 from server.dashboard.sections import MOST_ROWS, content
 from server.dashboard.viewer import LOCAL, Viewer
@@ -219,3 +219,15 @@ def test_an_axis_of_few_rounds_has_a_tick_a_round(tmp_path: Path, done: int, ste
     run = WrittenRun(tmp_path / "run", rounds=40, done=done)
     drawn = figures(History.of(SnapshotReader(run.folder.path).read()))
     assert drawn["quality"]["layout"]["xaxis"].get("dtick") == step
+
+
+def test_a_chart_without_a_value_says_so_instead_of_drawing_axes() -> None:
+    drawn = lines([1, 2], {"holdout": [None, None]}, "Dice")
+    assert drawn["data"] == []
+    assert drawn["layout"]["annotations"][0]["text"] == "nothing measured"
+    assert not drawn["layout"]["xaxis"]["visible"]
+
+
+def test_a_round_of_an_older_version_has_its_time_without_parts() -> None:
+    curves = Curves([1, 2], {"seconds": [40.0, 50.0], "seconds_training": [None, 30.0], "seconds_upload": [None, 12.0]})
+    assert [curves.seconds(place) for place in range(2)] == [40.0, 42.0]

@@ -67,6 +67,18 @@ def test_a_run_without_a_log_is_said_so(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["logs", "--run", str(tmp_path / "elsewhere")]) == 7
 
 
+@pytest.mark.parametrize(
+    ("options", "words"), [(["--site", "nroth"], "its sites are"), (["--round", "99"], "the study has rounds 1 to")]
+)
+def test_a_site_or_round_that_is_not_in_the_study_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    run = run_folder(tmp_path)
+    (run.path / "log.jsonl").write_text(entry("one") + "\n")
+    assert main(["logs", "--run", str(run.path), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_who_follows_misses_nothing_when_the_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "FILE_BYTES", 3000)
     monkeypatch.setattr("server.watching.log_reader._POLL_SECONDS", 0.001)
