@@ -105,7 +105,7 @@ def check_files(folder: Path, advice: str = _AGAIN) -> None:
     if missing := sorted(set(listed) - there):
         raise PublishError(f"{folder}: {missing[0]} is missing; {advice}")
     if unknown := sorted(there - set(listed)):
-        raise PublishError(f"{folder}: {unknown[0]} is not in the manifest; {advice}")
+        raise PublishError(f"{folder}: {unknown[0]} is not in the manifest; remove it, or {advice}")
     for name, digest in digests.items():
         if digest != listed[name]:
             raise PublishError(f"{folder / name}: damaged or changed; its SHA-256 is not the manifest's; {advice}")

@@ -174,7 +174,8 @@ def refused(setting: Callable[[str], Any], short_study: str) -> dict[str, Any]:
         "another authority": study.site("north", identity=stranger.run.identity / "sites" / "north"),
     }
     ended = {name: (process.end(), process.said()) for name, process in processes.items()}
-    ended["east"] = study.status()["sites"]["east"]
+    # That a process is gone is known before its line is seen to end.
+    ended["east"] = study.until(lambda status: not status["sites"]["east"]["connected"])["sites"]["east"]
     sites = study.site("east", "north")
     return ended | {name: (one.end(), one.said()) for name, one in (("sites", sites), ("coordinator", coordinator))}
 
