@@ -102,6 +102,7 @@ def _facts(study: Study, snapshot: RunSnapshot, history: History) -> list[tuple[
 
 def _members(study: Study, snapshot: RunSnapshot, history: History) -> list[dict[str, Any]]:
     """What each site contributed, by `sites.csv`."""
+    secure = study.secure_aggregation.required  # then no site tells how long it worked
     seconds: dict[str, list[float | None]] = {}
     sent: dict[str, float] = {}
     for row in snapshot.site_rounds:
@@ -119,7 +120,7 @@ def _members(study: Study, snapshot: RunSnapshot, history: History) -> list[dict
                 "included": record.included if record else 0,
                 "left_out": record.left_out if record else 0,
                 "cases": number(record.last.get("cases")) if record else None,
-                "seconds": mean(seconds.get(site, [])),
+                "seconds": None if secure else mean(seconds.get(site, [])),
                 "bytes": sent.get(site),
             }
         )

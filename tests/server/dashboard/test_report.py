@@ -15,10 +15,12 @@ from common.security.audit_files import LOG
 from common.webpage.assets import script_hash
 from server.cli import main
 from server.dashboard.comparison import compare
+from server.dashboard.history import History
 from server.dashboard.pdf import VARIABLE, chromium, print_to_pdf
-from server.dashboard.report import plain_study
+from server.dashboard.report import _members, plain_study
 from server.run_folder import RunFolder
-from tests.server.dashboard.runs import WrittenRun
+from server.watching.snapshot import SnapshotReader
+from tests.server.dashboard.runs import SECURE, WrittenRun
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,14 @@ def test_a_report_of_a_run_under_way_says_that_it_is_not_finished(tmp_path: Path
     run = WrittenRun(tmp_path / "run")
     assert main(["report", str(run.folder.path)]) == 0
     assert "This study is not finished:" in (run.folder.path / "report.html").read_text()
+
+
+def test_a_report_of_secure_sums_claims_no_times_of_a_site(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path / "run", done=3, sections=SECURE)
+    snapshot = SnapshotReader(run.folder.path).read()
+    members = _members(run.folder.read_study(), snapshot, History.of(snapshot))
+    assert {member["seconds"] for member in members} == {None}
+    assert {member["included"] for member in members} == {3}
 
 
 def test_what_is_no_run_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
