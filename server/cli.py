@@ -406,7 +406,7 @@ def _repair(arguments: argparse.Namespace) -> int:
     for each in awaited:
         print(clean(f"{plainly(f'{each.path}: {each.problem}')}\n  {each.action}"))
     if audit:
-        print(f"error: {clean(str(audit))}", file=sys.stderr)
+        raise audit
     return code
 
 

@@ -84,8 +84,8 @@ class SecureRound:
     def __init__(
         self, host: Host, journal: Journal, call: Call, sums: SecureSums, plan_digest: bytes, updates: Path
     ) -> None:
-        self._host, self._journal, self._call, self._sums = host, journal, call, sums
-        self._digest, self._updates = plan_digest, updates
+        self._host, self._journal, self._call, self._verify = host, journal, call, sums.verify
+        self._sums, self._updates = StudySums(host.study, plan_digest, sums.run), updates
         self._heard: asyncio.Queue[_Heard | None] = asyncio.Queue()
         self._unread: Counter[str] = Counter()  # messages in the queue, by site
         self._flooding: set[str] = set()
@@ -134,12 +134,6 @@ class SecureRound:
         """A site said that it cannot go on, or was shut out."""
         self._ready.discard(site)
         self._lose(site)
-
-    async def _next(self) -> _Heard | None:
-        heard = await self._heard.get()
-        if heard is not None and heard.answer is None:
-            self._unread[heard.site] -= 1
-        return heard
 
     def wake(self) -> None:
         """Something changed that whoever waits should look at."""
@@ -262,6 +256,12 @@ class SecureRound:
                 continue
             self._take_ready(heard)
 
+    async def _next(self) -> _Heard | None:
+        heard = await self._heard.get()
+        if heard is not None and heard.answer is None:
+            self._unread[heard.site] -= 1
+        return heard
+
     def _skip_if_unmasked(self) -> None:
         """Skips a round that so many sites have unmasked before that no sum of it can be made any more."""
         round_ = self._call.round
@@ -299,12 +299,11 @@ class SecureRound:
     async def _attempt(self, sites: Sequence[str]) -> Sequence[Array]:
         call, round_ = self._call, self._call.round
         kind, number = round_.kind.value, round_.number
-        study_sums = StudySums(self._host.study, self._digest, self._sums.run)
-        session = study_sums.session(kind, number, round_.attempt, sites, broadcast=call.broadcast.weights)
+        session = self._sums.session(kind, number, round_.attempt, sites, broadcast=call.broadcast.weights)
         self._host.record("secure-sum-asked", call, sites=list(sites), threshold=session.threshold)
         self._journal.asked(kind, number, round_.attempt, sites)
         disk_hit("secure.asked", self._updates)
-        coordinator = await asyncio.to_thread(Coordinator, session, call.plan.secure, self._sums.verify)
+        coordinator = await asyncio.to_thread(Coordinator, session, call.plan.secure, self._verify)
         self._begin_attempt(session, coordinator)
         self._ask(sites, dict.fromkeys(sites, b""), session.encode())
 

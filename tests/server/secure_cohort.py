@@ -200,16 +200,19 @@ class Coordinator:
 
         self._do(expire())
 
-    def flood(self, site: str, messages: int) -> None:
-        """So many messages of a site arrive at once, faster than they are read."""
+    def flood(self, site: str, messages: int) -> int:
+        """So many messages of a site arrive at once, faster than they are read; returns how many wait to be read."""
 
-        async def arrive() -> None:
+        async def arrive() -> int:
             call = self.federation.call
             assert call is not None and call.secure is not None
+            before = call.secure._heard.qsize()
             for _ in range(messages):
                 call.secure.said(site, call.round.attempt, b"anything")
+            return call.secure._heard.qsize() - before
 
-        self._do(arrive())
+        waiting: int = self._do(arrive())
+        return waiting
 
     def cut(self, site: str) -> None:
         """The site's control stream ends, as when its line breaks."""

@@ -150,12 +150,7 @@ class Setting:
 
     def simulate(self, *flags: str) -> subprocess.CompletedProcess[str]:
         """Runs `wardround simulate` on the study to its end."""
-        arguments = ["simulate", self.study, "--data", self.data, "--run", self.run.path, *flags]
-        out, errors = self.folder / "simulate.out", self.folder / "simulate.log"
-        for path in (out, errors):
-            path.unlink(missing_ok=True)
-        code = self._zygote.start("wardround", arguments, out, environment(), errors=errors).wait(PATIENCE)
-        return subprocess.CompletedProcess(arguments, code, out.read_text(), errors.read_text())
+        return call("wardround", "simulate", self.study, "--data", self.data, "--run", self.run.path, *flags)
 
     def start(self, name: str, arguments: Sequence[str | Path], log: Path) -> Process:
         """Starts a command of the project, which ends with the module's tests."""
@@ -191,7 +186,7 @@ class Setting:
             return list(csv.DictReader(file))
 
     def left_behind(self) -> list[str]:
-        """The processes on this machine that a command started, and that have the run folder in their arguments."""
+        """The processes on this machine that have the run folder in their arguments, as those of a simulation do."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):

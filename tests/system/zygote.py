@@ -116,25 +116,15 @@ class Zygote:
             raise RuntimeError(f"the zygote ended at once:\n{log.read_text()[-3000:]}")
 
     def start(
-        self,
-        command: str,
-        arguments: Sequence[str | Path],
-        log: Path,
-        environment: Mapping[str, str] | None = None,
-        *,
-        errors: Path | None = None,
+        self, command: str, arguments: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
     ) -> Child:
-        """Runs the command with these arguments and these additions to the environment.
-
-        What it says goes to `log`; what it says on stderr goes to `errors`, if given.
-        """
+        """Runs the command with these arguments and these additions to the environment."""
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
         request = {
             "command": command,
             "arguments": [str(argument) for argument in arguments],
             "log": str(log),
-            "errors": str(errors or log),
             "environment": dict(environment or {}),
         }
         reading, writing = os.pipe()
@@ -232,10 +222,10 @@ def _run(request: dict[str, Any], inherited: Sequence[int]) -> NoReturn:
             os.close(descriptor)
         os.setsid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        for descriptor, name in ((1, "log"), (2, "errors")):
-            file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.dup2(file, descriptor)
-            os.close(file)
+        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
+        os.close(log)
         os.environ.update(request["environment"])
         importlib.reload(sys.modules["common.failpoints"])  # its functions see the new actions, whoever holds them
         random.seed()

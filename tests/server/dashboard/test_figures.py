@@ -143,6 +143,15 @@ def test_each_state_has_its_word(tmp_path: Path) -> None:
     assert shown() == ("finished", "good")
 
 
+def test_nobody_is_told_to_start_a_site_of_a_simulation(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path / "run")
+    run.status(simulated=True, sites={"west": {"connected": False, "stage": "waiting"}})
+    with run.folder.locked():
+        snapshot = SnapshotReader(run.folder.path).read()
+        rows = content(snapshot, History.of(snapshot), LOCAL, Pictures())["cohort"]["rows"]
+    assert {row["waits"] for row in rows if row["site"] == "west"} == {"its site to dial in: the simulation starts it"}
+
+
 def test_those_in_trouble_come_first_and_say_what_they_wait_for(tmp_path: Path) -> None:
     run = WrittenRun(tmp_path / "run")
     run.status(

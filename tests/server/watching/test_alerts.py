@@ -46,6 +46,8 @@ def test_a_site_that_shows_no_progress_or_is_away_is_named(tmp_path: Path) -> No
     )
     assert found["site-silent:north"].what == "Round 3 waits for north, which shows no progress for 75 s."
     assert "last seen 130 s ago" in found["site-silent:south"].what
+    assert found["site-silent:north"].todo.startswith("Nothing, if north's log shows that it is only slow.")
+    assert found["site-silent:south"].todo.startswith("See to south;")
     assert {alert.severity for alert in found.values()} == {"warning"}
     assert len(found) == 2
 
