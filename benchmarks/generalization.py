@@ -63,7 +63,8 @@ _STUDIES = ("nuclei", "hippocampus")
 _SNAPSHOTS = (0.5, 0.75, 1.0)
 _TEXT = frozenset(["arm"])
 _WHOLE = frozenset(["steps", "rounds", "filters", "seed", "chosen_step", "patches_of_each_source"])
-_IDENTITY = ("arm", "steps", "rounds", "filters", "seed", "mu")
+_BUDGET = ("steps", "filters", "seed")
+_IDENTITY = ("arm", *_BUDGET, "rounds", "mu")
 
 
 def main() -> None:
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="only write the tables into docs/generalization.md")
     options = parser.parse_args()
     if options.write_docs:
-        write_docs(options.steps, options.rounds)
+        write_docs()
         return
     study = _study_of(options)
     sites = study.cohort.sites
@@ -120,7 +121,7 @@ def main() -> None:
 
 def _identity(arm: str, filters: int, options: argparse.Namespace) -> Row:
     """What a row and a checkpoint must agree in to be of the same training; without a proximal term mu is 0."""
-    values = (arm, options.steps, options.rounds, filters, options.seed, options.mu if arm == "fedprox" else 0.0)
+    values = (arm, options.steps, filters, options.seed, options.rounds, options.mu if arm == "fedprox" else 0.0)
     return dict(zip(_IDENTITY, values, strict=True))
 
 
@@ -246,20 +247,31 @@ def _shown(sites: Sequence[str]) -> dict[str, str]:
 
 
 def gains(rows: Sequence[Row]) -> dict[str, float]:
-    """Figures over the arms: the mean of the sites alone, and of each federated arm its gain and share of pooled."""
+    """Figures over arms of one budget: the mean of the sites alone; each federated arm's gain, and share of pooled."""
     # Where no site has enough holdout cases, all sites count.
     column = "holdout_sites" if any(math.isnan(float(row["holdout_large"])) for row in rows) else "holdout_large"
-    found = {str(row["arm"]): float(row[column]) for row in rows}
+    found = {_title(row): float(row[column]) for row in rows}
     alone = [value for arm, value in found.items() if arm.startswith("alone ")]
     figures: dict[str, float] = {}
     if alone:
         figures["alone"] = float(np.mean(alone))
-    for arm in FEDERATED:
-        if arm in found and alone:
-            figures[f"{arm} gain"] = found[arm] / figures["alone"] - 1.0
-        if arm in found and "pooled" in found:
-            figures[f"{arm} of pooled"] = found[arm] / found["pooled"]
+    for row in rows:
+        if row["arm"] in FEDERATED:
+            arm = _title(row)
+            if alone:
+                figures[f"{arm} gain"] = found[arm] / figures["alone"] - 1.0
+            if "pooled" in found:
+                figures[f"{arm} of pooled"] = found[arm] / found["pooled"]
     return figures
+
+
+def _title(row: Row) -> str:
+    """What tells arms of one budget apart: those that are not federated have no rounds."""
+    arm = str(row["arm"])
+    if arm not in FEDERATED:
+        return arm
+    proximal = f", mu {float(row['mu']):g}" if arm == "fedprox" else ""
+    return f"{arm}{proximal}, {row['rounds']} rounds"
 
 
 def summarize(rows: Sequence[Row]) -> None:
@@ -269,32 +281,31 @@ def summarize(rows: Sequence[Row]) -> None:
         print(f"{name}: {value:{form}}")
 
 
-def write_docs(steps: int, rounds: int) -> None:
-    """Put the tables of the runs of so many steps and rounds between the marks in docs/generalization.md."""
-    written = 0
+def write_docs() -> None:
+    """Put a table of each budget that was run between the study's marks in docs/generalization.md."""
     for study in _STUDIES:
-        rows = [row for row in _rows(f"generalization_{study}") if (row["steps"], row["rounds"]) == (steps, rounds)]
-        if rows:
-            write_between(_DOCS, f"<!-- {study}: begin -->\n", f"<!-- {study}: end -->\n", table(rows))
-            written += 1
-    if not written:
-        raise SystemExit(
-            f"no rows of {steps} steps in {rounds} rounds; run the benchmark first, or give --steps and --rounds"
-        )
+        budgets: dict[tuple[Any, ...], list[Row]] = {}
+        for row in _rows(f"generalization_{study}"):
+            budgets.setdefault(tuple(row[key] for key in _BUDGET), []).append(row)
+        if budgets:
+            tables = "".join(table(rows) for _, rows in sorted(budgets.items()))
+            write_between(_DOCS, f"<!-- {study}: begin -->\n", f"<!-- {study}: end -->\n", tables)
 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a row an arm, a column a site, and what follows from them."""
-    newest = {str(row["arm"]): row for row in rows}  # of one setting: the newest rows of each arm
-    order = [*sorted(arm for arm in newest if arm.startswith("alone ")), "pooled", *FEDERATED]
-    chosen = [newest[arm] for arm in order if arm in newest]
+    newest = {_title(row): row for row in rows}.values()
+    order = ["alone", "pooled", *FEDERATED]
+    chosen = sorted(
+        newest, key=lambda row: (order.index(str(row["arm"]).split()[0]), row["mu"], row["rounds"], row["arm"])
+    )
     sites = [key.removeprefix("holdout_") for key in chosen[0] if key.startswith("holdout_")][:-2]
     heading = ["", *(f"{site} (n={chosen[0][f'cases_{site}']})" for site in sites)]
     heading += [f"sites of >= {LARGE_SITE_CASES}", "all sites", "patches of each source", "best after step", "seconds"]
     first = chosen[0]
     lines = [
         "",
-        f"{first['steps']} gradient steps an arm, {first['filters']} filters; federated: {first['rounds']} rounds.",
+        f"{first['steps']} gradient steps an arm, {first['filters']} filters:",
         "",
         f"| {' | '.join(heading)} |",
         "|---|" + "---:|" * (len(heading) - 1),
@@ -303,17 +314,16 @@ def table(rows: Sequence[Row]) -> str:
         cells = [f"{float(row[f'holdout_{site}']):.3f}" for site in sites]
         cells += [f"{float(row['holdout_large']):.3f}", f"{float(row['holdout_sites']):.3f}"]
         cells += [f"{row['patches_of_each_source']}", f"{row['chosen_step']}", f"{float(row['seconds']):.0f}"]
-        title = f"{row['arm']} (mu {float(row['mu']):g})" if row["arm"] == "fedprox" else row["arm"]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(f"| {_title(row)} | {' | '.join(cells)} |")
     figures = gains(chosen)
     lines.append("")
     if "alone" in figures:
         lines.append(f"- mean of the sites alone on everybody's holdout: {figures['alone']:.3f}")
-    for arm in FEDERATED:
+    for arm in (_title(row) for row in chosen if row["arm"] in FEDERATED):
         if f"{arm} gain" in figures:
-            lines.append(f"- {arm} against it: {figures[f'{arm} gain']:+.1%}")
+            lines.append(f"- {arm}, against it: {figures[f'{arm} gain']:+.1%}")
         if f"{arm} of pooled" in figures:
-            lines.append(f"- {arm} as a share of pooled: {figures[f'{arm} of pooled']:.1%}")
+            lines.append(f"- {arm}, as a share of pooled: {figures[f'{arm} of pooled']:.1%}")
     return "\n".join([*lines, "", ""])
 
 

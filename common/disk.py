@@ -1,4 +1,4 @@
-"""What a disk does that takes no more files, and the words for it: the same wherever it happens."""
+"""What a disk does that takes no more files, and the words for it; whether a file has changed."""
 
 from __future__ import annotations
 
@@ -50,3 +50,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+FileStamp = tuple[int, int, int]
+"""Tells a file's contents apart without reading them: time of the last change, size, inode."""
+
+
+def stamp_of(found: os.stat_result) -> FileStamp:
+    """The stamp of a file that was looked at."""
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def file_stamp(path: Path) -> FileStamp | None:
+    """The stamp of a file or folder; None where there is none, or none to be seen."""
+    try:
+        return stamp_of(path.stat())
+    except OSError:
+        return None

@@ -37,7 +37,7 @@ class SitePage(LivePage[SiteReading, str]):
         """As the base."""
         return [web.get("/", self._page), web.get("/events", self._events)]
 
-    def stamp(self) -> Any:
+    def stamp(self) -> tuple[Any, Any]:
         """As the base."""
         return self._reader.stamp()
 

@@ -11,6 +11,7 @@ from typing import Any
 from client.approvals import APPROVALS_FILE, Approvals
 from client.audit_summary import summary_of
 from client.site_status import read_status
+from common.disk import file_stamp
 from common.errors import WardroundError
 from common.security.audit_check import check_log
 from common.security.audit_files import HEAD, LOG
@@ -49,12 +50,10 @@ class SiteReader:
         self._log_stamp: Any = None
         self._left: tuple[Mapping[str, Any], Mapping[str, Any], str] = ({}, {}, "")
 
-    def stamp(self) -> list[Any]:
-        """What changes whenever there may be something new."""
-        stamps: list[Any] = []
-        for name in ("status.json", LOG, HEAD, APPROVALS_FILE):
-            stamps.append(_stamp(self._work / name))
-        return stamps
+    def stamp(self) -> tuple[Any, Any]:
+        """What changes whenever there may be something new: of the log and the approvals, and of the status."""
+        at_once = [file_stamp(self._work / name) for name in (LOG, HEAD, APPROVALS_FILE)]
+        return at_once, file_stamp(self._work / "status.json")
 
     def read(self) -> SiteReading:
         """The folder as it is now."""
@@ -64,7 +63,7 @@ class SiteReader:
             status = read_status(self._work)
         except WardroundError as error:
             troubles["status"] = str(error)
-        log_stamp = _stamp(self._work / LOG), _stamp(self._work / HEAD)
+        log_stamp = file_stamp(self._work / LOG), file_stamp(self._work / HEAD)
         if log_stamp != self._log_stamp:
             self._left, self._log_stamp = self._checked(), log_stamp
         left, log, trouble = self._left
@@ -102,11 +101,3 @@ class SiteReader:
 def newest(sent: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The newest of what was sent, first."""
     return list(reversed(sent))[:_MOST_ROUNDS]
-
-
-def _stamp(path: Path) -> Any:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

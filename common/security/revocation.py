@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
-from common.disk import cannot_write
+from common.disk import FileStamp, cannot_write, stamp_of
 from common.errors import IdentityError
 from common.security.pem_files import write_pem
 from common.security.profile import MEMBERS, NAME, Role, owner_of, role_of, serial_of
@@ -111,7 +111,7 @@ class RevocationFile:
     def __init__(self, folder: Path, authority: bytes) -> None:
         self.path = folder / REVOKED
         self._authority = authority
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: FileStamp | None = None
         self._newest = RevocationList()
 
     def current(self) -> RevocationList:
@@ -161,14 +161,13 @@ class RevocationFile:
         finally:
             os.close(lock)
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _stamp(self) -> FileStamp | None:
         try:
-            status = self.path.stat()
+            return stamp_of(self.path.stat())
         except FileNotFoundError:
             return None
         except OSError as error:
             raise IdentityError(f"{self.path}: cannot be read ({error.strerror}); check its rights") from error
-        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> bytes:
         try:

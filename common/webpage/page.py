@@ -10,6 +10,7 @@ import abc
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
@@ -25,6 +26,7 @@ from common.webpage.rendering import environment
 
 _log = logging.getLogger("wardround.page")
 _LOOK_SECONDS: Final = 0.8
+_PROGRESS_SECONDS: Final = 2.5  # between two looks at what may wait: each costs those who train on the same machine
 _LOOK_ANEW_SECONDS: Final = 5.0  # what follows from the clock alone changes too
 
 State = TypeVar("State")
@@ -49,7 +51,8 @@ class LivePage(abc.ABC, Generic[State, Audience]):
         self._sections = sections
         self._hosts = hosts
         self._state: State | None = None
-        self._stamp: Any = None
+        self._stamp: tuple[Any, Any] = (None, None)
+        self._looked = -math.inf
         self._looking = asyncio.Lock()
         self._readers = Readers()
         self._told: dict[Audience, dict[str, str]] = {}
@@ -59,8 +62,14 @@ class LivePage(abc.ABC, Generic[State, Audience]):
     # What a page is. ------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def stamp(self) -> Any:
-        """What changes whenever there may be something new; cheap. Called in a thread."""
+    def stamp(self) -> tuple[Any, Any]:
+        """What changes whenever there may be something new; cheap. Called in a thread.
+
+        Returns
+        -------
+        Of what open pages are told at once, such as a round's end, and of what may wait for some seconds, such as the
+        progress of batches.
+        """
 
     @abc.abstractmethod
     def look(self) -> State:
@@ -126,13 +135,22 @@ class LivePage(abc.ABC, Generic[State, Audience]):
 
     # Looking. -------------------------------------------------------------------------------------------------------
 
-    async def current(self, *, anew: bool = False) -> State:
-        """What there is to see now; what follows from the clock alone may be some seconds old, unless asked anew."""
+    async def current(self, *, anew: bool = False, patient: bool = False) -> State:
+        """What there is to see now; what follows from the clock alone may be some seconds old, unless asked anew.
+
+        To the patient, what may wait is some seconds old as well.
+        """
         async with self._looking:
             stamp = await asyncio.to_thread(self.stamp)
-            if self._state is None or stamp != self._stamp or anew:
+            if self._state is None or anew or self._is_due(stamp, patient=patient):
                 self._state, self._stamp = await asyncio.to_thread(self.look), stamp
+                self._looked = time.monotonic()
             return self._state
+
+    def _is_due(self, stamp: tuple[Any, Any], *, patient: bool) -> bool:
+        if stamp[0] != self._stamp[0]:
+            return True
+        return stamp[1] != self._stamp[1] and not (patient and time.monotonic() < self._looked + _PROGRESS_SECONDS)
 
     async def _watching(self, app: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(self._watch())
@@ -150,7 +168,7 @@ class LivePage(abc.ABC, Generic[State, Audience]):
                 anew = time.monotonic() + _LOOK_ANEW_SECONDS
                 continue
             try:
-                state = await self.current(anew=time.monotonic() >= anew)
+                state = await self.current(anew=time.monotonic() >= anew, patient=True)
                 if state is self._seen:
                     continue
                 anew = time.monotonic() + _LOOK_ANEW_SECONDS

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from common.disk import file_stamp
 from common.security.audit_files import HEAD
 from common.webpage.page import LivePage
 from server.dashboard.access import VIEWER, Access
@@ -63,18 +64,11 @@ class Dashboard(LivePage[RunSnapshot, tuple[str, str]]):
 
     # What there is to see. ------------------------------------------------------------------------------------------
 
-    def stamp(self) -> Any:
-        """As the base: of the files that are read."""
+    def stamp(self) -> tuple[Any, Any]:
+        """As the base: of the files that are read. The status changes with every batch of a site."""
         run = self._run
-        paths = (run.study, run.status, run.rounds, run.sites, run.report, run.published, run.path / HEAD)
-        stamps: list[Any] = [run.is_locked()]
-        for path in (*paths, run.path / FOLDER):
-            try:
-                status = path.stat()
-                stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
-            except OSError:
-                stamps.append(None)
-        return stamps
+        at_once = (run.study, run.rounds, run.sites, run.report, run.published, run.path / HEAD, run.path / FOLDER)
+        return [run.is_locked(), *(file_stamp(path) for path in at_once)], file_stamp(run.status)
 
     def look(self) -> RunSnapshot:
         """As the base; draws the charts where a round was added."""

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from common.disk import cannot_write
+from common.disk import FileStamp, cannot_write, stamp_of
 from common.errors import IdentityError, UsageError
 from common.security.pem_files import write_pem
 from common.security.profile import NAME
@@ -73,7 +73,7 @@ class PageTokens:
 
     def __init__(self, run: Path) -> None:
         self.path = run / FILE
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: FileStamp | None = None
         self._tokens: tuple[PageToken, ...] = ()
 
     def all(self) -> Sequence[PageToken]:
@@ -81,7 +81,7 @@ class PageTokens:
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                stamp = status.st_mtime_ns, status.st_size, status.st_ino
+                stamp = stamp_of(status)
                 if stamp != self._seen:
                     if status.st_mode & 0o077:
                         raise IdentityError(f"{self.path}: is open to other users; run `chmod 600 {self.path}`")

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from common.disk import FileStamp, stamp_of
+
 _Value = TypeVar("_Value")
 _BEGIN_NUMBERS = frozenset("0123456789+-.niNI")
-_Mark = tuple[int, int, int]
 Row = dict[str, Any]
 
 
@@ -37,14 +38,14 @@ class Cached(Generic[_Value]):
         self._parse = parse
         self._absent = absent
         self._value = absent
-        self._mark: _Mark | None = None
+        self._mark: FileStamp | None = None
         self.problem = ""
 
     def read(self) -> _Value:
         """The newest content that could be read."""
         try:
             with self._path.open("rb") as file:
-                mark = _mark(os.fstat(file.fileno()))
+                mark = stamp_of(os.fstat(file.fileno()))
                 if mark == self._mark:
                     return self._value
                 self._value, self.problem = self._parse(file.read()), ""
@@ -163,10 +164,6 @@ def mapping(content: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object")
     return value
-
-
-def _mark(found: os.stat_result) -> _Mark:
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _words(error: Exception) -> str:

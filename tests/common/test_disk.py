@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.disk import cannot_write, is_full
+from common.disk import cannot_write, file_stamp, is_full
 from common.errors import RunFolderError
 from common.whole_folder import appearing_whole
 
@@ -38,3 +38,19 @@ def test_a_folder_that_appears_whole_has_the_same_words_for_a_full_disk(tmp_path
     with pytest.raises(RunFolderError) as raised, appearing_whole(tmp_path / "v1"):
         raise _error(errno.ENOSPC)
     assert str(raised.value) == str(cannot_write(tmp_path / "v1", _error(errno.ENOSPC)))
+
+
+def test_a_stamp_tells_whether_a_file_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert file_stamp(path) is None
+    path.write_text("a")
+    first = file_stamp(path)
+    assert first is not None and file_stamp(path) == first
+    path.write_text("bc")
+    assert file_stamp(path) != first
+    other = tmp_path / "other"
+    other.write_text("de")
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    second = file_stamp(path)
+    other.replace(path)
+    assert file_stamp(path) != second, "the file was replaced by one of the same age and size"

@@ -29,15 +29,15 @@ def test_the_examples_in_the_words_are_right(module: Any) -> None:
 
 
 class Counter(LivePage[int, str]):
-    """A page of a number that a test sets."""
+    """A page of a number that a test sets; its batch may wait."""
 
     def __init__(self) -> None:
         super().__init__("client.site_page", "site.html", ("privacy",), LOOPBACK)
-        self.number = 0
+        self.number = self.batch = 0
         self.looks = 0
 
-    def stamp(self) -> int:
-        return self.number
+    def stamp(self) -> tuple[int, int]:
+        return self.number, self.batch
 
     def look(self) -> int:
         self.looks += 1
@@ -196,6 +196,27 @@ def test_one_look_serves_all_pages_and_none_is_taken_where_nobody_looks() -> Non
             assert page.looks - before <= 2  # the change, and perhaps one of the clock's
             for stream in streams:
                 stream.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_may_wait_is_looked_at_some_seconds_later_unless_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        page = Counter()
+        monkeypatch.setattr("common.webpage.page._PROGRESS_SECONDS", 3600.0)
+        await page.current(patient=True)
+        page.batch = 1
+        await page.current(patient=True)
+        assert page.looks == 1
+        await page.current()
+        assert page.looks == 2
+        page.number = 1
+        await page.current(patient=True)
+        assert page.looks == 3
+        page.batch = 2
+        monkeypatch.setattr("common.webpage.page._PROGRESS_SECONDS", 0.0)
+        await page.current(patient=True)
+        assert page.looks == 4
 
     asyncio.run(scenario())
 
