@@ -211,6 +211,8 @@ def _init(arguments: argparse.Namespace) -> int:
     if exists and arguments.renew:
         print("\nThe coordinator has new keys and certificates. Restart it, and `wardround enrolment`.")
         return 0
+    if exists and not made:
+        print("\nBoth were here already, and stay as they are; --renew would make new keys for the coordinator.")
     where = "" if arguments.out == Path("identities") else f" --identities {arguments.out}"
     print(
         f"\n{authority / 'ca.key'} makes members of study {study.name}: back it up, and keep it from others. Only\n"
@@ -381,7 +383,9 @@ def _revoke(arguments: argparse.Namespace) -> int:
     known = register is not None and bool(register.issued(role, name) or register.invitations(role, name))
     if not known and sites and (role != "site" or name not in sites):
         raise UsageError(f"{name}: there is no such {role} ({_names(sites) if role == 'site' else 'none was invited'})")
-    entry = revoke(RevocationFile(identity, signer.authority), signer, role, name, arguments.reason, now)
+    file = RevocationFile(identity, signer.authority)
+    before = file.current().entries.get((role, name))
+    entry = revoke(file, signer, role, name, arguments.reason, now)
     withdrawn = 0
     if register is not None:
         with register.changing():
@@ -411,6 +415,9 @@ def _revoke(arguments: argparse.Namespace) -> int:
         "A coordinator that runs with this identity cuts its connections within a second; an update that was taken "
         "before stays in its round."
     )
+    if before is not None:
+        since = "; certificates issued since are refused with the others" * bool(before.valid)
+        print(f"It was shut out before, on {_day(before.at)}{since}.")
     if withdrawn:
         print(f"{counted(withdrawn, 'open invitation')} withdrawn.")
     print(f"To let it in again: wardround invite {name}{_flag('role', role, 'site')}")

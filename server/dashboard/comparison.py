@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,7 @@ from server.wording import clean
 _SAME_BY_NATURE: Final = ("study",)
 """Settings whose difference says nothing."""
 _ABSENT: Final = "not set"
+_WIDEST: Final = 10_000  # letters of a line
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,8 @@ def _charts(names: Sequence[str], curves: Sequence[Curves]) -> dict[str, Figure]
 def print_comparison(found: Comparison) -> None:
     """To the terminal."""
     console = output()
-    console.print(_table("Settings that differ", found.names, [
-        (path, [Text(clean(_value(value))) for value in values]) for path, values in found.settings
-    ]))  # fmt: skip
+    settings = [(path, [Text(clean(_value(value))) for value in values]) for path, values in found.settings]
+    _print_whole(console, _table("Settings that differ", found.names, settings))
     if not found.settings:
         console.print("None: the runs are of one study.")
     console.print()
@@ -180,7 +181,15 @@ def print_comparison(found: Comparison) -> None:
         (one.label, [Text(text, style="bold" if place == one.best else "") for place, text in enumerate(one.shown)])
         for one in found.figures
     ]
-    console.print(_table("Figures (the best is bold)", found.names, rows))
+    _print_whole(console, _table("Figures (the best is bold)", found.names, rows))
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """Prints a table; folds nothing where no window limits it, however many runs there are."""
+    if not console.is_terminal:
+        needed = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+        console.width = max(console.width, needed)
+    console.print(table)
 
 
 def _table(title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[Text]]]) -> Table:

@@ -71,6 +71,10 @@ def invited(name: str = "alpha") -> list[Any]:
         register.close()
 
 
+def test_init_says_what_it_found(command: Commands) -> None:
+    assert "Both were here already, and stay as they are" in command("init", "study.yaml")
+
+
 def test_init_makes_authority_and_coordinator_and_no_key_of_a_site(command: Commands) -> None:
     assert sorted(path.name for path in Path("identities").iterdir()) == ["authority", "coordinator"]
     for path in (AUTHORITY / "ca.key", COORDINATOR / "identity.key", COORDINATOR / "signing.key"):
@@ -150,11 +154,13 @@ def test_revoke_needs_no_key_of_the_authority_and_withdraws_invitations(command:
     (AUTHORITY / "ca.key").rename("elsewhere")
     said = command("revoke", "alpha", "--reason", "laptop stolen")
     assert "site alpha is shut out of study digits" in said and "1 open invitation withdrawn" in said
+    assert "shut out before" not in said
     assert invited() == ["withdrawn"]
     entry = RevocationFile(COORDINATOR, (AUTHORITY / "ca.crt").read_bytes()).current().of("site", "alpha")
     assert entry is not None and entry.reason == "laptop stolen"
     shutil.rmtree(AUTHORITY)  # nor the authority at all
     command("revoke", "beta")
+    assert "It was shut out before, on 20" in command("revoke", "beta")
 
 
 def test_a_name_that_is_nobodys_is_not_revoked(command: Commands) -> None:

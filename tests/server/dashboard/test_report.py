@@ -192,6 +192,8 @@ def test_the_command_prints_json_and_writes_a_page(
     assert found["settings"] == {"training.rounds": {"short": 8, "long": 16}}
     assert main(["compare", *paths, "--out", str(out)]) == 0
     assert "training.rounds" in capsys.readouterr().out
+    assert main(["compare", *(paths * 12)]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) > 120, "where there is no window a table is not folded"
     links = Links(out.read_text())
     assert all(link.startswith(("data:", "#")) for link in links.fetched)
     assert main(["compare", paths[0]]) == 2
