@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 
 from client.site_status import SiteStatus
+from common.security.certificates import CERTIFICATE, KEY, issue
+from common.security.revocation import RevocationFile, revoke
+from common.security.signing import load_signer
+from server.dashboard.setup import prepare
 from server.dashboard.tokens import PageTokens
+from tests.common.webpage.pages import in_thread
 from tests.server.dashboard.runs import WrittenRun
-from tests.system.browsing import CHROMIUM, command_page
+from tests.system.browsing import CHROMIUM, FOLLOWING, command_page
 
 pytestmark = [
     pytest.mark.system,
@@ -222,6 +227,33 @@ def test_a_login_is_asked_for_given_and_taken_away(live: Live, browser: Any) -> 
         tokens.revoke(token.id, time.time())
         page.wait_for_url("**/login")
     context.close()
+
+
+def test_a_certificate_of_the_study_opens_the_page_until_it_is_revoked(
+    tmp_path: Path, browser: Any, request: pytest.FixtureRequest
+) -> None:
+    run = Live(tmp_path / "run")
+    coordinator, member = run.identities(), run.folder.identity / "member"
+    issue(member, run.folder.identity / "authority", "kim", "observer")
+    served = prepare(run.folder, "0.0.0.0:8443")  # as beyond loopback, and then on loopback alone
+    run.status()
+    with run.folder.locked(), in_thread(served.app, served.tls) as url:
+        certificate = {"origin": url, "certPath": str(member / CERTIFICATE), "keyPath": str(member / KEY)}
+        # The browser does not know the study's authority; whether pages are told apart by it is tested without one.
+        context = browser.new_context(ignore_https_errors=True, client_certificates=[certificate])
+        request.addfinalizer(context.close)
+        page = context.new_page()
+        page.goto(url)
+        page.wait_for_function(FOLLOWING)
+        assert "observer kim" in page.locator("header").inner_text()
+        signer = load_signer(coordinator)
+        revoke(RevocationFile(coordinator, signer.authority), signer, "observer", "kim", "laptop stolen", time.time())
+        page.wait_for_url(f"{url}/login")  # by itself
+        stranger = browser.new_context(ignore_https_errors=True)
+        request.addfinalizer(stranger.close)
+        page = stranger.new_page()
+        page.goto(url)
+        assert page.url == f"{url}/login"
 
 
 def test_the_pages_of_a_real_study(

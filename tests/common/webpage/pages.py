@@ -23,14 +23,14 @@ async def client_of(app: web.Application, tls: ssl.SSLContext | None = None) -> 
 
 
 @contextlib.contextmanager
-def in_thread(app: web.Application) -> Iterator[str]:
+def in_thread(app: web.Application, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The application on a port of loopback, in the loop of another thread; gives its URL."""
     loop = asyncio.new_event_loop()
-    server = TestServer(app)
+    server = TestServer(app, scheme="https" if tls is not None else "http")
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        asyncio.run_coroutine_threadsafe(server.start_server(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(server.start_server(ssl=tls), loop).result(30)
         yield str(server.make_url("")).rstrip("/")
     finally:
         asyncio.run_coroutine_threadsafe(server.close(), loop).result(30)
