@@ -44,6 +44,10 @@ class AlertRules:
     budget_share: float = 0.9
 
 
+FIRST_BATCH: Final = 5
+"""So many times as long a site may take for the first batch of its work: it prepares its cases and the graphs."""
+
+
 def alerts_of(snapshot: RunSnapshot, rules: AlertRules) -> tuple[Alert, ...]:
     """All that is wrong at the moment of the snapshot, the most severe first."""
     running = bool(snapshot.status.get("running")) and snapshot.status.get("state") not in _ENDED
@@ -124,6 +128,8 @@ def _silent(site: Mapping[str, Any], snapshot: RunSnapshot, most: float) -> str:
     """How a site was not heard of for too long; "" where it was."""
     if site.get("connected"):
         idle = float(site.get("no_progress_seconds") or 0)
+        if site.get("stage") in ("assigned", "training", "evaluation") and not site.get("batch"):
+            most *= FIRST_BATCH
         return f"which shows no progress for {idle:.0f} s" if idle >= most else ""
     seen = site.get("last_seen_at")
     if seen is None:

@@ -52,6 +52,16 @@ def test_a_site_that_shows_no_progress_or_is_away_is_named(tmp_path: Path) -> No
     assert len(found) == 2
 
 
+def test_a_first_batch_may_take_longer(tmp_path: Path) -> None:
+    """It prepares the cases and the plan's graphs, which takes minutes where images are large and machines slow."""
+    fields = {"stage": "training", "batch": 0, "batches": 40}
+    assert alerts(tmp_path / "a", sites=sites(north=site(no_progress_seconds=75, **fields))) == {}
+    late = alerts(tmp_path / "b", sites=sites(north=site(no_progress_seconds=310, **fields)))
+    assert list(late) == ["site-silent:north"]
+    second = alerts(tmp_path / "c", sites=sites(north=site(no_progress_seconds=75, **{**fields, "batch": 1})))
+    assert list(second) == ["site-silent:north"]
+
+
 def test_a_line_that_broke_just_now_is_no_alert(tmp_path: Path) -> None:
     assert alerts(tmp_path, sites=sites(south=site(connected=False, last_seen_at=time.time() - 5))) == {}
 
