@@ -33,6 +33,7 @@ class StatusWriter:
         self._started = time.time()
         self._failing = False
         self._seen: dict[str, float] = {}  # when a site was connected last, Unix time
+        self._cases: dict[str, tuple[int, int]] = {}  # of training and validation, as the site last said
         self.federation: Federation | None = None
         self.access: Access | None = None
         self.fields: dict[str, Any] = {
@@ -84,10 +85,12 @@ class StatusWriter:
         connections = federation.connections if federation is not None else {}
         sites: dict[str, dict[str, Any]] = {}
         self._seen |= dict.fromkeys(connections, time.time())
+        self._cases |= {name: (one.training_cases, one.validation_cases) for name, one in connections.items()}
         for name in self._study.cohort.sites:
             connection = connections.get(name)
             answer = call.round.answers.get(name) if call is not None else None
             idle = federation.idle_seconds(name) if federation is not None else None
+            training_cases, validation_cases = self._cases.get(name, (0, 0))
             sites[name] = {
                 "connected": connection is not None,
                 "stage": answer.stage.value if answer is not None else "waiting",
@@ -97,8 +100,8 @@ class StatusWriter:
                 "refused_reason": federation.rejected.get(name, "") if federation is not None else "",
                 "asked": call is None or name in call.round.asked,
                 "no_progress_seconds": round(idle) if idle is not None else None,
-                "training_cases": connection.training_cases if connection is not None else 0,
-                "validation_cases": connection.validation_cases if connection is not None else 0,
+                "training_cases": training_cases,
+                "validation_cases": validation_cases,
                 "last_seen_at": self._seen.get(name),
                 "seconds": _seconds(answer),
             }

@@ -33,7 +33,14 @@ def written(run: RunFolder, round_: Round, connected: list[str], idle: dict[str,
     """The status of this round."""
     writer = StatusWriter(run, STUDY)
     writer.fields["state"] = "training"
-    federation: Any = SimpleNamespace(
+    writer.federation = federation(round_, connected, idle)
+    writer.write()
+    return run.read_status() | {"running": True}
+
+
+def federation(round_: Round, connected: list[str], idle: dict[str, float]) -> Any:
+    """One in this round, as far as a status needs it."""
+    return SimpleNamespace(
         call=SimpleNamespace(round=round_, deadline=0.0, started=0.0),
         connections={name: SimpleNamespace(training_cases=1, validation_cases=1) for name in connected},
         plan=SimpleNamespace(digest=b"\x01"),
@@ -44,9 +51,6 @@ def written(run: RunFolder, round_: Round, connected: list[str], idle: dict[str,
         begun=True,
         idle_seconds=idle.get,
     )
-    writer.federation = federation
-    writer.write()
-    return run.read_status() | {"running": True}
 
 
 def round_of_three() -> Round:
@@ -103,6 +107,15 @@ def test_a_coordinator_that_starts_again_and_fails_keeps_the_figures_of_the_roun
     writer.write()
     status = run.read_status()
     assert (status["last"], status["best"], status["round"]) == (last, best, 4)
+
+
+def test_the_cases_of_a_site_that_left_stay_known(tmp_path: Path) -> None:
+    writer = StatusWriter(RunFolder(tmp_path), STUDY)
+    for connected in (["east", "north"], []):
+        writer.federation = federation(round_of_three(), connected, {})
+        writer.write()
+    sites = RunFolder(tmp_path).read_status()["sites"]
+    assert [sites[name]["training_cases"] for name in ("east", "north", "south")] == [1, 1, 0]
 
 
 def test_a_site_that_was_sent_away_is_told_from_one_that_never_came(tmp_path: Path) -> None:
