@@ -81,14 +81,14 @@ def measure(study: Study, data: Path, folder: Path) -> dict[str, Any]:
     from common.learning.plan import build_plan
     from common.wire.tensors import read_tensors
     from server.tables import read_table
-    from tests.server.oracle import LocalSites, run_native, run_processes
+    from tests.server.oracle import LocalSites, in_memory, run_native, run_processes
 
     class OneImage(LocalSites):
         """Of its validation images the first: TFF's runtime takes a site's data as one array."""
 
         def validation(self, round_number: int) -> list[tf.data.Dataset]:
             del round_number
-            return [dataset.validation().take(1) for dataset in self.sites.values()]
+            return [in_memory(dataset.validation().take(1), 1) for dataset in self.sites.values()]
 
     started = time.perf_counter()
     (folder / "data").symlink_to(data)

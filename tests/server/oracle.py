@@ -64,16 +64,17 @@ class LocalSites:
     def training(self, round_number: int) -> list[tf.data.Dataset]:
         """Without generators, which TFF's runtime cannot send to its worker."""
         return [
-            _in_memory(dataset.training(round_number), self.study.training.batch_size)
+            in_memory(dataset.training(round_number), self.study.training.batch_size)
             for dataset in self.sites.values()
         ]
 
     def validation(self, round_number: int) -> list[tf.data.Dataset]:
         del round_number
-        return [_in_memory(dataset.validation(), 1) for dataset in self.sites.values()]
+        return [in_memory(dataset.validation(), 1) for dataset in self.sites.values()]
 
 
-def _in_memory(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+def in_memory(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """The same examples, of one size, as one array, which TFF's runtime can send to its worker."""
     images, labels = (np.concatenate(part) for part in zip(*dataset.as_numpy_iterator(), strict=True))
     return tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
 
