@@ -69,7 +69,7 @@ task:
   dimensions: {dimensions}
   channels: 1
   classes: [background, cell]
-model: {{filters: 4, depth: 2, head: {head}, normalization: {normalization}}}
+model: {{filters: 4, depth: {depth}, head: {head}, normalization: {normalization}}}
 preprocessing:
   patch: {patch}
 training:
@@ -94,6 +94,7 @@ def tiny_study() -> Callable[..., Study]:
     def make(
         *,
         dimensions: int = 2,
+        depth: int = 2,
         algorithm: str = "fedavg",
         mu: float | None = None,
         head: str = "softmax",
@@ -103,6 +104,7 @@ def tiny_study() -> Callable[..., Study]:
     ) -> Study:
         text = TINY_STUDY.format(
             dimensions=dimensions,
+            depth=depth,
             head=head,
             normalization=normalization,
             patch=[16] * dimensions,

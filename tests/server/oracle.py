@@ -64,8 +64,7 @@ class LocalSites:
     def training(self, round_number: int) -> list[tf.data.Dataset]:
         """Without generators, which TFF's runtime cannot send to its worker."""
         return [
-            in_memory(dataset.training(round_number), self.study.training.batch_size)
-            for dataset in self.sites.values()
+            in_memory(dataset.training(round_number), self.study.training.batch_size) for dataset in self.sites.values()
         ]
 
     def validation(self, round_number: int) -> list[tf.data.Dataset]:

@@ -75,7 +75,7 @@ def rounds(plan: StudyPlan, sites: LocalSites, identities: Identities, folder: P
 
 @pytest.mark.system
 def test_a_trained_round_shows_nothing_of_one_site(tiny_study: Callable[..., Study], tmp_path: Path) -> None:
-    study = tiny_study(dimensions=2, client="momentum", rate=3e-3)
+    study = tiny_study(depth=1, client="momentum", rate=3e-3)
     settings = SecureAggregation(
         protocol="bonawitz", threshold=4, minimum_cohort=4, largest_update=1.0, largest_weight=100
     )

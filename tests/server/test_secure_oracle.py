@@ -28,7 +28,7 @@ def test_five_sites_with_secure_sums_end_as_tff_says(
     tiny_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
-    study = tiny_study(dimensions=2, client="momentum", rate=3e-3)
+    study = tiny_study(depth=1, client="momentum", rate=3e-3)
     settings = SecureAggregation(
         protocol="bonawitz", threshold=4, minimum_cohort=4, largest_update=1.0, largest_weight=100
     )

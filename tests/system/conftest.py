@@ -29,9 +29,9 @@ STUDY = """\
 study: tiny
 seed: 3
 task: {dimensions: 2, channels: 3, classes: [background, cell], labels: instances}
-model: {filters: 4, depth: 2, head: sigmoid}
+model: {filters: 4, depth: 1, head: sigmoid}
 preprocessing: {patch: [32, 32]}
-training: {rounds: 3, patches_per_epoch: 160, batch_size: 4}
+training: {rounds: 3, patches_per_epoch: 240, batch_size: 4}
 cohort: {sites: [east, north], quorum: 2, deadline: 10m}
 publishing: {variants: [float32], tile: [64, 64]}
 """
@@ -41,7 +41,7 @@ SHORT_STUDY = """\
 study: short
 seed: 3
 task: {dimensions: 2, channels: 3, classes: [background, cell], labels: instances}
-model: {filters: 4, depth: 2, head: sigmoid}
+model: {filters: 4, depth: 1, head: sigmoid}
 preprocessing: {patch: [32, 32]}
 training: {rounds: 1, patches_per_epoch: 8, batch_size: 4}
 cohort: {sites: [east, north], quorum: 2, deadline: 10m}

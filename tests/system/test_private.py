@@ -18,7 +18,7 @@ STUDY = """\
 study: private
 seed: 3
 task: {dimensions: 2, channels: 3, classes: [background, cell], labels: instances}
-model: {filters: 4, depth: 2, head: sigmoid}
+model: {filters: 4, depth: 1, head: sigmoid}
 preprocessing: {patch: [32, 32]}
 training: {rounds: 9}
 cohort: {sites: [east, north], quorum: 2, deadline: 10m}

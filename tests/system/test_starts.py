@@ -24,7 +24,7 @@ def continued(undisturbed: Any, setting: Callable[[str], Any], tiny_study: str) 
     """A study that starts from the undisturbed one and hardly moves, simulated with that one's holdout as the old."""
     before, _ = undisturbed
     text = tiny_study.replace("study: tiny", "study: further").replace(
-        "training: {rounds: 3, patches_per_epoch: 160, batch_size: 4}", f"{STILL}, start_from: {before.run.path}}}"
+        "training: {rounds: 3, patches_per_epoch: 240, batch_size: 4}", f"{STILL}, start_from: {before.run.path}}}"
     )
     assert "start_from" in text
     study = setting(text)

@@ -23,7 +23,7 @@ STUDY = """\
 study: watched
 seed: 3
 task: {dimensions: 2, channels: 3, classes: [background, cell], labels: instances}
-model: {filters: 4, depth: 2, head: sigmoid}
+model: {filters: 4, depth: 1, head: sigmoid}
 preprocessing: {patch: [32, 32]}
 training: {rounds: 1, patches_per_epoch: 8, batch_size: 4}
 cohort: {sites: [east, north], quorum: 1, deadline: 10m}

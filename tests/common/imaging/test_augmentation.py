@@ -254,12 +254,13 @@ SHAPES = [
     (0, 16, 16, 3),
     (0, 8, 8, 8, 1),
 ]
+SHAPES_OF_ALL = [(3, 17, 9, 4), (2, 5, 11, 7, 3), (0, 16, 16, 3)]  # each is compiled anew, which takes seconds
 
 
 @pytest.mark.parametrize("names", [*((name,) for name in AUGMENTATIONS), AUGMENTATIONS], ids="+".join)
 def test_every_augmentation_keeps_shapes_types_classes_and_finite_values(names: tuple[str, ...]) -> None:
     rng = np.random.default_rng(0)
-    for shape in SHAPES:
+    for shape in SHAPES if len(names) == 1 else SHAPES_OF_ALL:
         images = tf.constant(rng.normal(size=shape), tf.float32)
         labels = tf.constant(rng.integers(0, 3, shape[:-1]), tf.uint8)
         for through_plane in (True, False) if {"rotate", "elastic"} & set(names) and len(shape) == 5 else (True,):

@@ -18,7 +18,7 @@ from common.study import Study, parse_study
 
 @pytest.fixture(scope="module")
 def plan(tensorflow: None, tiny_study: Callable[..., Study]) -> StudyPlan:
-    return build_plan(tiny_study())
+    return build_plan(tiny_study(depth=1))
 
 
 def test_the_same_study_written_otherwise_has_the_same_digest(plan: StudyPlan) -> None:

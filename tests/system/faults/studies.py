@@ -9,7 +9,7 @@ REAL = Scenario(
 study: faults
 seed: 3
 task: {dimensions: 2, channels: 3, classes: [background, cell], labels: instances}
-model: {filters: 4, depth: 2, head: sigmoid}
+model: {filters: 4, depth: 1, head: sigmoid}
 preprocessing: {patch: [32, 32]}
 training: {rounds: 3, patches_per_epoch: 24, batch_size: 4}
 cohort: {sites: [east, north], quorum: 2, deadline: 30m}
