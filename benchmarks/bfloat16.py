@@ -6,7 +6,8 @@ The same U-Net takes the same training steps with float32 and with bfloat16 conv
 pooled, and are evaluated in float32 on the validation and the holdout cases.
 
 How to read it: medians over the repetitions; "ratio" is float32's seconds a step divided by bfloat16's, so more than 1
-means that bfloat16 is faster. "automatic" is what `training.precision: auto` would choose here.
+means that bfloat16 is faster. "automatic" is what `training.precision: auto` would choose here, "instructions" what the
+CPU has for bfloat16, by Linux' names: without any it is emulated.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ _SHOWN = {
     "bfloat16_images": "bfloat16 images/s",
     "ratio": "ratio",
     "automatic": "automatic",
+    "instructions": "instructions",
 }
 _SHOWN_DICE = {
     "precision": "precision",
@@ -119,7 +121,17 @@ def speed(study: Study, repetitions: int, threads: int) -> Row:
         "bfloat16_images": round(shape[0] / bfloat16, 2),
         "ratio": round(float32 / bfloat16, 3),
         "automatic": "bfloat16" if fast_bfloat16() else "float32",
+        "instructions": _instructions(),
     }
+
+
+def _instructions() -> str:
+    """What this CPU has for bfloat16, as Linux names it."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return "unknown"
+    return " ".join(name for name in ("amx_bf16", "avx512_bf16") if name in flags) or "none"
 
 
 def quality(data: Data, steps: int, seed: int, threads: int) -> list[Row]:

@@ -1,7 +1,7 @@
 """What does each hospital gain by taking part, and what is lost against pooling all images?
 
-Arms, all from the same initial weights, with the same optimizer, cosine schedule and augmentations, and patches drawn in
-the same way:
+Arms, all from the same initial weights, with the same optimizer, cosine schedule and augmentations, on patches drawn
+in the same way:
 
     alone SITE   trained on the images of one site
     pooled       trained on the images of all sites in one place, patches drawn equally from them: the ceiling
