@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import mimetypes
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -16,8 +16,31 @@ from typing import Final
 from aiohttp import web
 
 PLOTLY: Final = "plotly.min.js"
+VARY: Final = {"Vary": "Accept-Encoding"}
 _YEAR: Final = 365 * 24 * 3600
 _WORTH_COMPRESSING: Final = 1400  # bytes; less fits into one packet anyway
+
+
+class Body:
+    """What many browsers are sent: compressed at most once."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    @cached_property
+    def compressed(self) -> bytes | None:
+        """By gzip; None where that is not worth it."""
+        return gzip.compress(self.content, 6, mtime=0) if len(self.content) > _WORTH_COMPRESSING else None
+
+    def response(
+        self, request: web.Request, headers: Mapping[str, str], content_type: str, charset: str | None = None
+    ) -> web.Response:
+        """As this browser takes it."""
+        body, sent = self.content, {**headers, **VARY}
+        if self.compressed is not None and "gzip" in request.headers.get("Accept-Encoding", ""):
+            body = self.compressed
+            sent["Content-Encoding"] = "gzip"
+        return web.Response(body=body, headers=sent, content_type=content_type, charset=charset)
 
 
 class Asset:
@@ -39,9 +62,9 @@ class Asset:
         return self.content.decode()
 
     @cached_property
-    def compressed(self) -> bytes | None:
-        """The file compressed by gzip; None where that is not worth it."""
-        return gzip.compress(self.content, 6, mtime=0) if len(self.content) > _WORTH_COMPRESSING else None
+    def body(self) -> Body:
+        """What is sent."""
+        return Body(self.content)
 
     @cached_property
     def digest(self) -> str:
@@ -54,16 +77,11 @@ class Asset:
         headers = {
             "ETag": f'"{self.digest}"',
             "Cache-Control": f"private, max-age={_YEAR}, immutable" if fresh else "no-cache",
-            "Vary": "Accept-Encoding",
         }
         if f'"{self.digest}"' in request.headers.get("If-None-Match", ""):
-            return web.Response(status=304, headers=headers)
-        body = self.content
-        if self.compressed is not None and "gzip" in request.headers.get("Accept-Encoding", ""):
-            body = self.compressed
-            headers["Content-Encoding"] = "gzip"
+            return web.Response(status=304, headers={**headers, **VARY})
         charset = "utf-8" if self.content_type.startswith("text/") else None
-        return web.Response(body=body, headers=headers, content_type=self.content_type, charset=charset)
+        return self.body.response(request, headers, self.content_type, charset)
 
 
 class Assets:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from common.disk import file_stamp
 from common.security.audit_files import HEAD
+from common.webpage.assets import Body
 from common.webpage.page import LivePage
 from server.dashboard.access import VIEWER, Access
 from server.dashboard.figures import figures
@@ -42,7 +43,7 @@ class Dashboard(LivePage[RunSnapshot, tuple[str, str]]):
         self._reader = SnapshotReader(run.path)
         self._history = History()
         self._pictures = Pictures()
-        self._figures: tuple[str, bytes] = ("", b"{}")
+        self._figures = "", Body(b"{}")
         self._process = secrets.token_hex(4)
 
     def served(self) -> web.Application:
@@ -65,10 +66,14 @@ class Dashboard(LivePage[RunSnapshot, tuple[str, str]]):
     # What there is to see. ------------------------------------------------------------------------------------------
 
     def stamp(self) -> tuple[Any, Any]:
-        """As the base: of the files that are read. The status changes with every batch of a site."""
+        """As the base: of the files that are read. What a round adds elsewhere than in `rounds.csv` may come later.
+
+        The status changes with every batch of a site.
+        """
         run = self._run
-        at_once = (run.study, run.rounds, run.sites, run.report, run.published, run.path / HEAD, run.path / FOLDER)
-        return [run.is_locked(), *(file_stamp(path) for path in at_once)], file_stamp(run.status)
+        at_once = (run.study, run.rounds, run.report, run.published)
+        later = (run.status, run.sites, run.path / HEAD, run.path / FOLDER)
+        return [run.is_locked(), *map(file_stamp, at_once)], [file_stamp(path) for path in later]
 
     def look(self) -> RunSnapshot:
         """As the base; draws the charts where a round was added."""
@@ -79,7 +84,7 @@ class Dashboard(LivePage[RunSnapshot, tuple[str, str]]):
         if version != self._figures[0]:
             budget = (snapshot.privacy or {}).get("budget")
             drawn = json.dumps(figures(self._history, budget=budget), separators=(",", ":"))
-            self._figures = version, drawn.encode()
+            self._figures = version, Body(drawn.encode())
         return snapshot
 
     def content(self, state: RunSnapshot, audience: tuple[str, str]) -> Mapping[str, Any]:
@@ -108,11 +113,9 @@ class Dashboard(LivePage[RunSnapshot, tuple[str, str]]):
         )
 
     async def _figures_json(self, request: web.Request) -> web.Response:
-        await self.current()
+        await self.current(patient=True)  # a round is looked at without delay, and no other changes the charts
         version, body = self._figures
-        answer = web.Response(body=body, content_type="application/json", headers={"ETag": f'"{version}"'})
-        answer.enable_compression()
-        return answer
+        return body.response(request, {"ETag": f'"{version}"'}, "application/json")
 
     async def _rounds_csv(self, request: web.Request) -> web.StreamResponse:
         if not request[VIEWER].sees_all:

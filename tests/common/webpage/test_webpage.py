@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import doctest
+import gzip
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 import common.webpage.rendering
 import common.webpage.wording
 from common.errors import NetworkError
-from common.webpage.assets import PLOTLY, Assets
+from common.webpage.assets import PLOTLY, Assets, Body
 from common.webpage.guard import HEADERS, LOOPBACK, guarded_app
 from common.webpage.live import MOST_READERS, Reader, Readers
 from common.webpage.page import LivePage
@@ -157,6 +159,18 @@ def test_files_are_kept_by_browsers_and_compressed() -> None:
             assert (await client.get("/static/page.css?v=other")).headers["Cache-Control"] == "no-cache"
 
     asyncio.run(scenario())
+
+
+def test_what_many_are_sent_is_compressed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    body, calls = Body(b"figures " * 1000), []
+    compress = gzip.compress
+    monkeypatch.setattr(gzip, "compress", lambda *args, **options: calls.append(1) or compress(*args, **options))
+    taken, plain = (make_mocked_request("GET", "/", headers=headers) for headers in ({"Accept-Encoding": "gzip"}, {}))
+    answers = [body.response(request, {"ETag": '"1"'}, "application/json") for request in (taken, taken, plain)]
+    assert len(calls) == 1
+    assert [answer.headers.get("Content-Encoding") for answer in answers] == ["gzip", "gzip", None]
+    assert {(answer.headers["ETag"], answer.headers["Vary"]) for answer in answers} == {('"1"', "Accept-Encoding")}
+    assert gzip.decompress(answers[0].body) == answers[2].body == body.content
 
 
 def test_the_script_that_draws_is_the_packages_own() -> None:
