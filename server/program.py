@@ -157,10 +157,12 @@ async def run_study(
     await saving
     if not program["best_round"]:  # no round was both trained and validated: the last one's model is kept
         program["best_round"] = np.int32(rounds)
-    if ended and _score(program) is None:  # of the rounds so far none was known to be the last
+    best = int(program["best_round"])
+    if _score(program) is None and (ended or best != rounds):
+        # It was not known to be the last that is trained: the budget is spent, or those after it were skipped.
         weights = await tff.program.materialize_value(learning.train.get_model_weights(program["state"]))
-        await releases.model.release(_tensors(weights), rounds)
-    return Outcome(rounds, int(program["best_round"]), _score(program), ended)
+        await releases.model.release(_tensors(weights), best)
+    return Outcome(rounds, best, _score(program), ended)
 
 
 def best_after(program: Mapping[str, Any], number: int, score: float | None) -> Mapping[str, Any]:

@@ -210,3 +210,46 @@ def test_a_round_that_is_skipped_changes_nothing_and_the_next_goes_on(monkeypatc
     assert rows == [(1, ["train", "validation"]), (2, []), (3, ["train", "validation"]), (4, ["train"])]
     assert models == {1: 1, 3: 2, 4: 3}
     assert (outcome.best_round, outcome.rounds) == (3, 4)
+
+
+@pytest.mark.parametrize(("skipped", "best"), [({3}, 2), ({2, 3}, 1), ({2}, 3), ({1, 2, 3}, 3)])
+def test_without_validation_the_last_round_that_was_trained_is_kept_also_where_later_ones_are_skipped(
+    skipped: set[int], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: dict[int, int] = {}
+    numbers = iter(range(1, 4))
+
+    class Kept:
+        async def release(self, value: Any, key: int) -> None:
+            models[key] = int(value[0])
+
+    async def train(state: int, data: Any) -> Any:
+        if (number := next(numbers)) in skipped:
+            raise RoundSkippedError(f"round {number} is skipped")
+        return state + 1, {"client_work": {"train": {"loss": 0.5}}}
+
+    async def value(structure: Any) -> Any:
+        return await structure if asyncio.iscoroutine(structure) else structure
+
+    async def study() -> Any:
+        disk = Disk()
+        disk.may_save.set()
+        training = SimpleNamespace(
+            initialize=lambda: 0,
+            next=train,
+            get_model_weights=lambda state: SimpleNamespace(trainable=[np.float32(state)], non_trainable=[]),
+        )
+        return await run_study(
+            SimpleNamespace(train=training, evaluate=None),  # type: ignore[arg-type]
+            training_data=Data(),
+            validation_data=None,
+            rounds=3,
+            classes=["cell"],
+            states=disk,  # type: ignore[arg-type]
+            releases=Releases([], Kept()),  # type: ignore[arg-type]
+        )
+
+    monkeypatch.setattr(tff.program, "check_in_federated_context", lambda: None)
+    monkeypatch.setattr(tff.program, "materialize_value", value)
+    assert asyncio.run(study()).best_round == best
+    assert models[best] == 3 - len(skipped)
