@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _NAME = "secure_agreement"
-_RATE = 3e-3
 _SHOWN = {
     "sites": "sites",
     "rounds": "rounds",
+    "rate": "rate",
     "weights": "weights",
     "difference": "difference",
     "moved": "moved",
@@ -49,12 +49,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of the nuclei's sites and `holdout`")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--patches", type=int, default=40, help="of a site and round (default: 40)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate at the sites (default: 1e-3)")
     parser.add_argument("--filters", type=int, default=8, help="of the network (default: 8)")
     options = parser.parse_args()
     # TFF ends its worker by this signal, which a shell that starts a command in the background has it ignore.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if min(options.rounds, options.patches, options.filters) < 1:
-        parser.error("--rounds, --patches, --filters: expected positive numbers")
+    if min(options.rounds, options.patches, options.filters) < 1 or options.rate <= 0:
+        parser.error("--rounds, --patches, --filters, --rate: expected positive numbers")
     data = options.data.resolve()
     if missing := [site for site in shipped_study("nuclei").cohort.sites if not (data / site).is_dir()]:
         parser.error(f"--data: {data} has no folder of {', '.join(missing)}")
@@ -67,7 +68,7 @@ def _study(options: argparse.Namespace) -> Study:
     content = yaml.safe_load(shipped_study("nuclei").to_yaml())
     content["model"]["filters"] = options.filters
     content["training"] |= {"rounds": options.rounds, "patches_per_epoch": options.patches}
-    content["training"]["client_optimizer"] = {"name": "momentum", "learning_rate": _RATE}
+    content["training"]["client_optimizer"] = {"name": "momentum", "learning_rate": options.rate}
     content["cohort"]["quorum"] = len(content["cohort"]["sites"])
     content["publishing"]["variants"] = ["float32"]
     content["secure_aggregation"] = {"protocol": "bonawitz"}
@@ -106,6 +107,7 @@ def measure(study: Study, data: Path, folder: Path) -> dict[str, Any]:
     return {
         "sites": len(study.cohort.sites),
         "rounds": study.training.rounds,
+        "rate": study.training.client_optimizer.learning_rate,
         "weights": sum(weights.size for weights in found),
         "difference": f"{max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True)):.2g}",
         "moved": round(max(float(np.abs(a - b).max()) for a, b in zip(found, began, strict=False)), 4),
