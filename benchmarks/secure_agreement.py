@@ -47,7 +47,7 @@ def main() -> None:
     """Runs both and reports the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the nuclei's sites and `holdout`")
-    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--rounds", type=int, default=2, help="(default: 2)")
     parser.add_argument("--patches", type=int, default=40, help="of a site and round (default: 40)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate at the sites (default: 1e-3)")
     parser.add_argument("--filters", type=int, default=8, help="of the network (default: 8)")

@@ -94,6 +94,18 @@ def test_what_others_wrote_into_the_folder_is_escaped(work: Path) -> None:
     assert "<script>alert" not in text and "<img src=x>" not in text
 
 
+def test_what_was_sent_is_told_at_once_and_the_progress_of_batches_later(work: Path) -> None:
+    page = SitePage(work, None)
+    with SiteStatus(work, "cells", "north") as status:
+        before = page.stamp()
+        status({"batch": 3})
+        progress = page.stamp()
+    assert progress[0] == before[0] and progress[1] != before[1]
+    with (work / LOG).open("ab") as log:
+        log.write(b"{}")
+    assert page.stamp()[0] != before[0]
+
+
 def test_an_open_page_follows(work: Path) -> None:
     async def scenario() -> None:
         with SiteStatus(work, "cells", "north") as status:

@@ -153,71 +153,17 @@ def test_a_disk_that_takes_no_state_ends_the_study_within_the_next_round(monkeyp
     asyncio.run(main())
 
 
-def test_a_round_that_is_skipped_changes_nothing_and_the_next_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def study_with_skips(
+    rounds: int, skipped: set[int], evaluation: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, list[tuple[int, list[str]]], dict[int, int]]:
+    """A study whose training counts in its only weight: the outcome, the rows, and the models that were released."""
     rows: list[tuple[int, list[str]]] = []
     models: dict[int, int] = {}
-    trained, validated = iter(range(1, 5)), iter(range(1, 5))
+    numbers = iter(range(1, rounds + 1))
 
     class Rows:
         async def release(self, value: Any, key: int) -> None:
             rows.append((key, sorted(value)))
-
-    class Kept:
-        async def release(self, value: Any, key: int) -> None:
-            models[key] = int(value[0])
-
-    async def train(state: int, data: Any) -> Any:
-        if next(trained) == 2:
-            raise RoundSkippedError("round 2 is skipped")
-        return state + 1, {"client_work": {"train": {"loss": 0.5}}}
-
-    async def evaluate(state: Any, data: Any) -> Any:
-        number = next(validated)
-        if number == 3:
-            raise RoundSkippedError("round 4 is skipped")
-        found = {"dice": np.float32(number / 10), "sites": 3}
-        return state, {"client_work": {"eval": {"current_round_metrics": found}}}
-
-    async def value(structure: Any) -> Any:
-        return await structure if asyncio.iscoroutine(structure) else structure
-
-    async def study() -> Any:
-        disk = Disk()
-        disk.may_save.set()
-        training = SimpleNamespace(
-            initialize=lambda: 0,
-            next=train,
-            get_model_weights=lambda state: SimpleNamespace(trainable=[np.float32(state)], non_trainable=[]),
-        )
-        evaluation = SimpleNamespace(
-            initialize=lambda: 0, next=evaluate, set_model_weights=lambda state, weights: state
-        )
-        return await run_study(
-            SimpleNamespace(train=training, evaluate=evaluation),  # type: ignore[arg-type]
-            training_data=Data(),
-            validation_data=Data(),  # type: ignore[arg-type]
-            rounds=4,
-            classes=["cell"],
-            states=disk,  # type: ignore[arg-type]
-            releases=Releases([Rows()], Kept()),  # type: ignore[list-item, arg-type]
-        )
-
-    monkeypatch.setattr(tff.program, "check_in_federated_context", lambda: None)
-    monkeypatch.setattr(tff.program, "materialize_value", value)
-    outcome = asyncio.run(study())
-
-    # Round 2 is not trained, hence not validated either; the validation of round 4 is lost.
-    assert rows == [(1, ["train", "validation"]), (2, []), (3, ["train", "validation"]), (4, ["train"])]
-    assert models == {1: 1, 3: 2, 4: 3}
-    assert (outcome.best_round, outcome.rounds) == (3, 4)
-
-
-@pytest.mark.parametrize(("skipped", "best"), [({3}, 2), ({2, 3}, 1), ({2}, 3), ({1, 2, 3}, 3)])
-def test_without_validation_the_last_round_that_was_trained_is_kept_also_where_later_ones_are_skipped(
-    skipped: set[int], best: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models: dict[int, int] = {}
-    numbers = iter(range(1, 4))
 
     class Kept:
         async def release(self, value: Any, key: int) -> None:
@@ -240,16 +186,43 @@ def test_without_validation_the_last_round_that_was_trained_is_kept_also_where_l
             get_model_weights=lambda state: SimpleNamespace(trainable=[np.float32(state)], non_trainable=[]),
         )
         return await run_study(
-            SimpleNamespace(train=training, evaluate=None),  # type: ignore[arg-type]
+            SimpleNamespace(train=training, evaluate=evaluation),  # type: ignore[arg-type]
             training_data=Data(),
-            validation_data=None,
-            rounds=3,
+            validation_data=Data() if evaluation is not None else None,  # type: ignore[arg-type]
+            rounds=rounds,
             classes=["cell"],
             states=disk,  # type: ignore[arg-type]
-            releases=Releases([], Kept()),  # type: ignore[arg-type]
+            releases=Releases([Rows()], Kept()),  # type: ignore[list-item, arg-type]
         )
 
     monkeypatch.setattr(tff.program, "check_in_federated_context", lambda: None)
     monkeypatch.setattr(tff.program, "materialize_value", value)
-    assert asyncio.run(study()).best_round == best
+    return asyncio.run(study()), rows, models
+
+
+def test_a_round_that_is_skipped_changes_nothing_and_the_next_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    validated = iter(range(1, 5))
+
+    async def evaluate(state: Any, data: Any) -> Any:
+        number = next(validated)
+        if number == 3:
+            raise RoundSkippedError("round 4 is skipped")
+        found = {"dice": np.float32(number / 10), "sites": 3}
+        return state, {"client_work": {"eval": {"current_round_metrics": found}}}
+
+    evaluation = SimpleNamespace(initialize=lambda: 0, next=evaluate, set_model_weights=lambda state, weights: state)
+    outcome, rows, models = study_with_skips(4, {2}, evaluation, monkeypatch)
+
+    # Round 2 is not trained, hence not validated either; the validation of round 4 is lost.
+    assert rows == [(1, ["train", "validation"]), (2, []), (3, ["train", "validation"]), (4, ["train"])]
+    assert models == {1: 1, 3: 2, 4: 3}
+    assert (outcome.best_round, outcome.rounds) == (3, 4)
+
+
+@pytest.mark.parametrize(("skipped", "best"), [({3}, 2), ({2, 3}, 1), ({2}, 3), ({1, 2, 3}, 3)])
+def test_without_validation_the_last_round_that_was_trained_is_kept_also_where_later_ones_are_skipped(
+    skipped: set[int], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome, _, models = study_with_skips(3, skipped, None, monkeypatch)
+    assert outcome.best_round == best
     assert models[best] == 3 - len(skipped)

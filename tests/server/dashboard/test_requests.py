@@ -130,3 +130,15 @@ def test_files_of_the_run_cannot_be_reached(tmp_path: Path) -> None:
                 assert (await client.get(path)).status in (400, 404), path
 
     asyncio.run(scenario())
+
+
+def test_the_row_of_a_round_is_told_at_once_and_the_progress_of_batches_later(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path / "run")
+    run.status()
+    page = Dashboard(run.folder, Access(None), ["127.0.0.1"])
+    before = page.stamp()
+    run.status(sites={"west": {"batch": 3}})
+    progress = page.stamp()
+    assert progress[0] == before[0] and progress[1] != before[1]
+    run.end_round()
+    assert page.stamp()[0] != before[0]
