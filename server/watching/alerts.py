@@ -44,7 +44,7 @@ class AlertRules:
     budget_share: float = 0.9
 
 
-FIRST_BATCH: Final = 5
+_FIRST_BATCH: Final = 5
 """So many times as long a site may take for the first batch of its work: it prepares its cases and the graphs."""
 
 
@@ -129,7 +129,7 @@ def _silent(site: Mapping[str, Any], snapshot: RunSnapshot, most: float) -> str:
     if site.get("connected"):
         idle = float(site.get("no_progress_seconds") or 0)
         if site.get("stage") in ("assigned", "training", "evaluation") and not site.get("batch"):
-            most *= FIRST_BATCH
+            most *= _FIRST_BATCH
         return f"which shows no progress for {idle:.0f} s" if idle >= most else ""
     seen = site.get("last_seen_at")
     if seen is None:
