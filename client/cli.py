@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from common.security.certificates import Identity
 
 CACHE_GB = 20.0
+_SIGNAL_SECONDS = 0.2  # at most so late a signal is noticed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -389,7 +390,8 @@ def _run(agents: list[Any], sites: list[str], statuses: list[SiteStatus]) -> int
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()  # signals are handled meanwhile
+        while thread.is_alive():  # waking up now and then: a signal that comes just before a wait does not end it
+            thread.join(_SIGNAL_SECONDS)
     while any(thread.name == WORK_THREAD for thread in threading.enumerate()):
         # A batch of training cannot be interrupted. All that it could still write is put in place whole or not at all.
         if stopped:

@@ -266,7 +266,7 @@ def test_each_line_names_its_site_where_a_process_hosts_several(capsys: pytest.C
 
 
 _HANGING = """
-import logging, sys, threading, time
+import signal, sys, threading, time
 from pathlib import Path
 from client import cli
 from client.job import THREAD
@@ -280,6 +280,8 @@ class Agent:
         threading.Thread(target=time.sleep, args=(600,), daemon=True, name=THREAD).start()  # a batch that takes long
         status({"state": "training"})
         print("training", flush=True)
+        for number in sys.argv[2:]:
+            signal.pthread_kill(threading.get_ident(), int(number))
         self.stopping.wait()
         return ""
 
@@ -302,6 +304,11 @@ def test_a_signal_ends_a_site_amid_a_batch_of_training(
         process.send_signal(number)
         assert process.wait(5) == code
     assert "stopped, last seen training" in said()
+
+
+def test_a_signal_ends_a_site_whichever_of_its_threads_receives_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _HANGING, str(tmp_path), str(int(signal.SIGTERM))]
+    assert subprocess.run(command, capture_output=True, timeout=30).returncode == 143
 
 
 def test_start_says_starting_while_it_checks_its_data(
