@@ -140,6 +140,7 @@ def _functional_model(
         del training  # What differs in training is in `training_normalization`.
         return network([*weights[0], *weights[1]], images, operations)
 
+    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and reading it takes a second
     def loss(output: tf.Tensor, label: tf.Tensor, sample_weight: Any = None) -> tf.Tensor:
         del sample_weight
         return dice_cross_entropy(output, label, head=study.model.head)

@@ -18,7 +18,9 @@ from common.models import build_network, outputs_of, probabilities
 from common.models.layers import LOGIT_SCALE
 from common.network_traits import NETWORKS
 from common.study import Study
+from server.publishing.contents import contents_of
 from server.publishing.conversion import LARGEST_DIFFERENCE, convert
+from tests.common.networks import weights_as_of_a_trained_network
 
 NETWORKS_AND_ENCODERS = [(name, encoder) for name, traits in NETWORKS.items() for encoder in traits.encoders or (None,)]
 EVERY_NETWORK = [
@@ -63,6 +65,61 @@ def test_starts_the_same_every_time_and_exports_to_what_tensorflow_computes(
     tile = np.random.default_rng(0).normal(size=(1, *study.publishing.tile, 1)).astype(np.float32)
     logits = network([tf.constant(weight) for weight in weights], tf.constant(tile))
     assert logits.shape == (*tile.shape[:-1], outputs_of(study))
+    found = LiteModel(tmp_path / "model.tflite")(tile)
+    np.testing.assert_allclose(found, probabilities(study, logits).numpy(), atol=LARGEST_DIFFERENCE, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "encoder", "dimensions"), EVERY_NETWORK)
+@pytest.mark.parametrize(("variant", "share"), [("dynamic_range", 0.05), ("int8", 0.15)])
+def test_quantized_files_hold_narrow_weights_and_answer_nearly_as_tensorflow(
+    tensorflow: None,
+    study_of: MakeStudy,
+    tmp_path: Path,
+    name: str,
+    encoder: str | None,
+    dimensions: int,
+    variant: str,
+    share: float,
+) -> None:
+    study = study_of(name, encoder, dimensions)
+    network = build_network(study)
+    weights = weights_as_of_a_trained_network(network)
+    random = np.random.default_rng(0)
+    tiles = [random.normal(size=(*study.publishing.tile, 1)).astype(np.float32) for _ in range(4)]
+    content = convert(study, network, weights, variant, tiles)
+    (tmp_path / "model.tflite").write_bytes(content)
+
+    logits = network([tf.constant(weight) for weight in weights], tf.constant(tiles[:1]))
+    expected = probabilities(study, logits).numpy()
+    assert expected.std() > 0.05
+    found = LiteModel(tmp_path / "model.tflite")(tiles[0][np.newaxis])
+    assert np.abs(found - expected).mean() < share * expected.std()
+    contents = contents_of(content)
+    assert not contents.volumetric
+    if variant == "int8":
+        assert contents.narrow_share == 1.0
+        assert not contents.float_operations
+    else:
+        assert contents.narrow_share > 0.5  # the converter leaves the smallest kernels as they are
+
+
+@pytest.mark.parametrize(("name", "encoder", "dimensions"), EVERY_NETWORK)
+@pytest.mark.parametrize("normalization", ["group", "batch", "none"])
+def test_every_normalization_exports_to_what_tensorflow_computes(
+    tensorflow: None,
+    study_of: MakeStudy,
+    tmp_path: Path,
+    name: str,
+    encoder: str | None,
+    dimensions: int,
+    normalization: str,
+) -> None:
+    study = study_of(name, encoder, dimensions, normalization=normalization)
+    network = build_network(study)
+    weights = weights_as_of_a_trained_network(network)
+    (tmp_path / "model.tflite").write_bytes(convert(study, network, weights, "float32", []))
+    tile = np.random.default_rng(0).normal(size=(1, *study.publishing.tile, 1)).astype(np.float32)
+    logits = network([tf.constant(weight) for weight in weights], tf.constant(tile))
     found = LiteModel(tmp_path / "model.tflite")(tile)
     np.testing.assert_allclose(found, probabilities(study, logits).numpy(), atol=LARGEST_DIFFERENCE, rtol=0)
 

@@ -15,8 +15,7 @@ import tensorflow as tf
 from common.inference.lite import LiteModel, class_indices
 from common.models import build_network, outputs_of, probabilities
 from common.models.explaining import resized
-from common.models.layers import LOGIT_SCALE
-from common.models.network import Network, Weights
+from common.models.network import Weights
 from common.network_traits import NETWORKS
 from common.study import Study
 from server.publishing.explanation import convert_explanation
@@ -41,16 +40,6 @@ def study_of(tiny_study: Callable[..., Study]) -> MakeStudy:
         )
 
     return make
-
-
-def weights_of(network: Network) -> list[npt.NDArray[np.float32]]:
-    """As of a trained network: biases are not 0, and what the last layer says is not undecided."""
-    rng = np.random.default_rng(3)
-    initial = [weight.numpy() for weight in network.initial_weights(3)]
-    found = [w + np.float32(0.1) * rng.random(w.shape, np.float32) if w.ndim == 1 else w for w in initial]
-    last = max(index for index, w in enumerate(found) if w.ndim > 1)
-    found[last] /= np.float32(LOGIT_SCALE)
-    return found
 
 
 def maps_by_tape(
@@ -109,7 +98,7 @@ def test_the_file_gives_probabilities_and_the_maps_of_tensorflows_own_gradients(
 ) -> None:
     study = study_of(name, dimensions, **options)
     network = build_network(study)
-    weights = weights_of(network)
+    weights = weights_as_of_a_trained_network(network)
     tile = np.random.default_rng(0).normal(size=(1, *study.publishing.tile, 1)).astype(np.float32)
     expected = maps_by_tape(study, weights, tile, monkeypatch)
 
