@@ -19,6 +19,7 @@ from common.models.network import Weights
 from common.network_traits import NETWORKS
 from common.study import Study
 from server.publishing.explanation import convert_explanation
+from tests.common.networks import weights_as_of_a_trained_network
 
 ALLOWED = 1e-3  # of a map's largest value
 
