@@ -1,7 +1,7 @@
 """The agent against a coordinator that does what the test says: work, damage on the line, refusals, and being stopped.
 
 The coordinator here is real gRPC over TLS but holds no rounds; with the real one the agent is tested in
-`tests/server/test_service.py`.
+`tests/server/service`.
 """
 
 from __future__ import annotations

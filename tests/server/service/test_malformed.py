@@ -1,7 +1,5 @@
 """Messages that no site sends: each is refused with a status and a sentence, and changes nothing."""
 
-# ruff: noqa: F811  (fixtures)
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,25 +10,19 @@ import pytest
 
 from common.wire import federation_pb2 as pb
 from server.rounds import Stage
-from tests.server.test_intake import _begun
-from tests.server.test_service import (  # noqa: F401  (fixtures)
-    _WHOLE,
+from tests.server.service.digits import (
     PATIENCE,
     STUDY,
+    WHOLE,
     Coordinator,
     Site,
     Upload,
-    alpha,
     broadcast_of,
-    connect,
-    coordinator,
     eventually,
-    identities,
-    loop,
     refusal,
     sha256,
-    started,
 )
+from tests.server.service.test_intake import _begun
 
 _TASK = pb.TaskName(kind=pb.TRAIN, round=1, attempt=1)
 _BAD_WORDS: dict[str, dict[str, Any]] = {
@@ -104,7 +96,7 @@ _BAD_HEADERS: dict[str, Callable[[pb.UploadHeader], Any]] = {
 @pytest.mark.parametrize("change", _BAD_HEADERS)
 def test_an_upload_with_a_malformed_header_is_refused(coordinator: Coordinator, alpha: Site, change: str) -> None:
     coordinator.open()
-    header = alpha.header(_WHOLE)
+    header = alpha.header(WHOLE)
     _BAD_HEADERS[change](header)
     code, words = refusal(Upload(alpha, header).next)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -128,12 +120,12 @@ def test_an_upload_with_a_malformed_message_ends_and_keeps_what_came_before(
     coordinator: Coordinator, alpha: Site, then: dict[str, Any], begun: int
 ) -> None:
     coordinator.open()
-    upload = _begun(coordinator, alpha, _WHOLE, begun)
+    upload = _begun(coordinator, alpha, WHOLE, begun)
     upload.say(**then)
     assert refusal(upload.next)[0] is grpc.StatusCode.INVALID_ARGUMENT
-    again = alpha.begin_upload(_WHOLE)
+    again = alpha.begin_upload(WHOLE)
     assert again.next() == begun
-    again.send(_WHOLE[begun:])
+    again.send(WHOLE[begun:])
     assert again.end().accepted
 
 
@@ -150,7 +142,7 @@ def test_an_upload_that_does_not_begin_with_a_header_is_refused(
 
 def test_a_piece_that_is_too_large_ends_the_upload_and_nothing_else(coordinator: Coordinator, alpha: Site) -> None:
     coordinator.open()
-    upload = alpha.begin_upload(_WHOLE)
+    upload = alpha.begin_upload(WHOLE)
     assert upload.next() == 0
     upload.say(data=bytes(5 * 1024 * 1024))
     assert refusal(upload.next)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED

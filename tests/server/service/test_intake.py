@@ -1,6 +1,4 @@
-"""Updates whose upload breaks, and updates that come more than once: over gRPC and TLS, as in `test_service`."""
-
-# ruff: noqa: F811  (fixtures)
+"""Updates whose upload breaks, and updates that come more than once: over gRPC and TLS, as in `test_updates`."""
 
 from __future__ import annotations
 
@@ -23,27 +21,19 @@ from common.wire.tensors import TensorSpec
 from server import intake
 from server.intake import Offer
 from server.rounds import Kind, Stage
-from tests.server.test_service import (  # noqa: F401  (fixtures)
-    _WHOLE,
+from tests.server.service.digits import (
     PATIENCE,
     PLAN,
     SIZE,
+    WHOLE,
     Coordinator,
     Site,
     Upload,
-    _digits,
-    alpha,
-    beta,
     blob_of,
-    connect,
-    coordinator,
     eventually,
-    gamma,
-    identities,
-    loop,
     refusal,
     sha256,
-    started,
+    summed,
     update_of,
 )
 
@@ -64,18 +54,18 @@ def test_an_upload_that_breaks_off_goes_on_where_it_was(
     coordinator: Coordinator, alpha: Site, half_close: bool
 ) -> None:
     coordinator.open()
-    upload = _begun(coordinator, alpha, _WHOLE, 300)
+    upload = _begun(coordinator, alpha, WHOLE, 300)
     if half_close:
         assert upload.end().again
     else:
         upload.break_off()
-    assert coordinator.files() == [f"000001-train-alpha-{sha256(_WHOLE).hex()[:16]}.upload"]
-    again = alpha.begin_upload(_WHOLE)
+    assert coordinator.files() == [f"000001-train-alpha-{sha256(WHOLE).hex()[:16]}.upload"]
+    again = alpha.begin_upload(WHOLE)
     assert again.next() == 300
-    again.send(_WHOLE[300:])
+    again.send(WHOLE[300:])
     assert again.end().accepted
     (file,) = coordinator.files()
-    assert (coordinator.updates / file).read_bytes() == _WHOLE
+    assert (coordinator.updates / file).read_bytes() == WHOLE
 
 
 def test_an_upload_goes_on_after_the_coordinator_was_started_again(
@@ -83,13 +73,13 @@ def test_an_upload_goes_on_after_the_coordinator_was_started_again(
 ) -> None:
     first = started()
     first.open()
-    _begun(first, connect(first, "alpha"), _WHOLE, 300)
+    _begun(first, connect(first, "alpha"), WHOLE, 300)
     first.stop()
     second = started()
     second.open()
-    again = connect(second, "alpha").begin_upload(_WHOLE)
+    again = connect(second, "alpha").begin_upload(WHOLE)
     assert again.next() == 300
-    again.send(_WHOLE[300:])
+    again.send(WHOLE[300:])
     assert again.end().accepted
 
 
@@ -98,16 +88,16 @@ def test_bytes_that_were_damaged_meanwhile_are_found_and_asked_for_again(
 ) -> None:
     first = started()
     first.open()
-    _begun(first, connect(first, "alpha"), _WHOLE, 300)
+    _begun(first, connect(first, "alpha"), WHOLE, 300)
     first.stop()
     (path,) = first.updates.glob("*.upload")
     path.write_bytes(b"\0" * 300)
     second = started()
     second.open()
     alpha = connect(second, "alpha")
-    again = alpha.begin_upload(_WHOLE)
+    again = alpha.begin_upload(WHOLE)
     assert again.next() == 300
-    again.send(_WHOLE[300:])
+    again.send(WHOLE[300:])
     assert again.end().again
     assert alpha.upload().accepted
 
@@ -118,10 +108,10 @@ def test_an_update_that_was_whole_before_the_coordinator_was_killed_needs_no_byt
 ) -> None:
     coordinator = started()
     coordinator.open()
-    (coordinator.updates / f"000001-train-alpha-{sha256(_WHOLE).hex()[:16]}.{name}").write_bytes(_WHOLE)
-    upload = connect(coordinator, "alpha").begin_upload(_WHOLE)
+    (coordinator.updates / f"000001-train-alpha-{sha256(WHOLE).hex()[:16]}.{name}").write_bytes(WHOLE)
+    upload = connect(coordinator, "alpha").begin_upload(WHOLE)
     assert upload.next().accepted
-    assert coordinator.files() == [f"000001-train-alpha-{sha256(_WHOLE).hex()[:16]}.tensors"]
+    assert coordinator.files() == [f"000001-train-alpha-{sha256(WHOLE).hex()[:16]}.tensors"]
     assert len(coordinator.journal.events("received")) == 1
 
 
@@ -134,11 +124,11 @@ def test_a_part_of_another_update_of_the_site_is_not_kept(coordinator: Coordinat
 
 def test_a_newer_upload_of_a_site_goes_on_with_one_whose_line_is_dead(coordinator: Coordinator, alpha: Site) -> None:
     coordinator.open()
-    older = _begun(coordinator, alpha, _WHOLE, 300)
-    newer = alpha.begin_upload(_WHOLE)
+    older = _begun(coordinator, alpha, WHOLE, 300)
+    newer = alpha.begin_upload(WHOLE)
     assert newer.next() == 300
     assert refusal(older.next)[0] is grpc.StatusCode.UNAVAILABLE
-    newer.send(_WHOLE[300:])
+    newer.send(WHOLE[300:])
     assert newer.end().accepted
     assert len(coordinator.journal.events("received")) == 1
 
@@ -157,10 +147,10 @@ def test_whatever_cuts_an_upload_it_ends_whole_and_nothing_that_was_stored_is_as
     coordinator.open()
     alpha, position = connect(coordinator, "alpha"), 0
     for cut in cuts:
-        upload = alpha.begin_upload(_WHOLE)
+        upload = alpha.begin_upload(WHOLE)
         assert upload.next() == position
-        end = min(position + cut, len(_WHOLE) - 1)
-        upload.send(_WHOLE[position:end], piece)
+        end = min(position + cut, len(WHOLE) - 1)
+        upload.send(WHOLE[position:end], piece)
         upload.end() if cut % 2 else _until_stored(coordinator, end)
         upload.break_off()
         position = end
@@ -169,12 +159,12 @@ def test_whatever_cuts_an_upload_it_ends_whole_and_nothing_that_was_stored_is_as
             coordinator = started()
             coordinator.open()
             alpha = connect(coordinator, "alpha")
-    upload = alpha.begin_upload(_WHOLE)
+    upload = alpha.begin_upload(WHOLE)
     assert upload.next() == position
-    upload.send(_WHOLE[position:], piece)
+    upload.send(WHOLE[position:], piece)
     assert upload.end().accepted
     stored = coordinator.updates / coordinator.journal.events("received")[-1]["file"]
-    assert stored.read_bytes() == _WHOLE
+    assert stored.read_bytes() == WHOLE
     coordinator.stop()
 
 
@@ -195,10 +185,10 @@ def _until_stored(coordinator: Coordinator, size: int) -> None:
 def test_uploads_of_several_sites_do_not_disturb_each_other(coordinator: Coordinator, alpha: Site, beta: Site) -> None:
     coordinator.open()
     other = blob_of(update_of("beta"))
-    one = _begun(coordinator, alpha, _WHOLE, 300)
+    one = _begun(coordinator, alpha, WHOLE, 300)
     two = beta.begin_upload(other)
     two.send(other)
-    one.send(_WHOLE[300:])
+    one.send(WHOLE[300:])
     assert two.end().accepted
     assert one.end().accepted
 
@@ -211,14 +201,14 @@ def test_an_update_offered_again_is_accepted_again_without_a_byte_and_counts_onc
 ) -> None:
     result = coordinator.open()
     assert alpha.upload().accepted
-    assert alpha.begin_upload(_WHOLE).next().accepted
+    assert alpha.begin_upload(WHOLE).next().accepted
     beta.upload()
     gamma.upload()
-    assert _digits(result) == 123
-    assert alpha.begin_upload(_WHOLE).next().accepted  # the round is closed
+    assert summed(result) == 123
+    assert alpha.begin_upload(WHOLE).next().accepted  # the round is closed
     assert len(coordinator.journal.events("received")) == 3
     coordinator.open(2)
-    assert alpha.begin_upload(_WHOLE).next().accepted
+    assert alpha.begin_upload(WHOLE).next().accepted
     assert not coordinator.journal.events("late")
 
 
@@ -235,7 +225,7 @@ def test_a_second_update_is_refused_and_does_not_replace_the_first(
     assert coordinator.stage("alpha") is Stage.DONE
     beta.upload()
     gamma.upload()
-    assert _digits(result) == 123
+    assert summed(result) == 123
 
 
 def test_an_update_on_other_weights_is_refused(coordinator: Coordinator, alpha: Site) -> None:
@@ -253,7 +243,7 @@ def test_a_late_update_is_journaled_once_however_often_it_comes(
     alpha.upload()
     beta.upload()
     coordinator.pass_deadline()
-    assert _digits(result) == 12
+    assert summed(result) == 12
     for _ in range(3):
         assert gamma.upload().reason == "round 1 is closed"
     (event,) = coordinator.journal.events("late")
@@ -291,13 +281,13 @@ def test_an_upload_that_is_superseded_as_it_begins_does_not_remove_the_newer_one
     coordinator.open()
     older = alpha.begin_upload(slow)
     assert entered.wait(PATIENCE)
-    newer = alpha.begin_upload(_WHOLE)
+    newer = alpha.begin_upload(WHOLE)
     threading.Timer(0.2, go_on.set).start()
     assert newer.next() == 0
     assert go_on.wait(PATIENCE)
-    newer.send(_WHOLE[:300])
+    newer.send(WHOLE[:300])
     eventually(lambda: [path.stat().st_size for path in coordinator.updates.glob("*.upload")] == [300])
-    newer.send(_WHOLE[300:])
+    newer.send(WHOLE[300:])
     assert newer.end().accepted
     assert coordinator.call is not None and coordinator.call.failure is None
     assert refusal(older.next)[0] is grpc.StatusCode.UNAVAILABLE
