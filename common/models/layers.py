@@ -181,11 +181,15 @@ def group_normalization(weights: Weights, name: str, images: tf.Tensor) -> tf.Te
     """Normalization over space within groups of channels (Wu & He 2018, arXiv:1803.08494), 8 groups or fewer."""
     channels = images.shape[-1]
     groups = math.gcd(GROUPS, channels)
+    parts = [groups, channels // groups]
     shape = tf.shape(images)
-    grouped = tf.reshape(images, tf.concat([shape[:1], [-1, groups, channels // groups]], axis=0))
+    grouped = tf.reshape(images, tf.concat([shape[:1], [-1, *parts]], axis=0))
     mean, variance = tf.nn.moments(grouped, [1, 3], keepdims=True)
-    normalized = tf.reshape((grouped - mean) * tf.math.rsqrt(variance + 1e-5), shape)
-    return normalized * weights.get(f"{name}/gain", [channels], ones) + weights.get(f"{name}/bias", [channels], zeros)
+    # In this form, too, gain and bias are multiplied and added: over five axes LiteRT's converter would write them out
+    # for every voxel.
+    gain = tf.reshape(weights.get(f"{name}/gain", [channels], ones), parts)
+    bias = tf.reshape(weights.get(f"{name}/bias", [channels], zeros), parts)
+    return tf.reshape((grouped - mean) * (tf.math.rsqrt(variance + 1e-5) * gain) + bias, shape)
 
 
 def halve(weights: Weights, name: str, images: tf.Tensor, normalization: Normalization) -> tf.Tensor:

@@ -117,7 +117,9 @@ def test_every_normalization_exports_to_what_tensorflow_computes(
     study = study_of(name, encoder, dimensions, normalization=normalization)
     network = build_network(study)
     weights = weights_as_of_a_trained_network(network)
-    (tmp_path / "model.tflite").write_bytes(convert(study, network, weights, "float32", []))
+    content = convert(study, network, weights, "float32", [])
+    assert contents_of(content).weight_bytes["FLOAT32"] < 4 * 1.05 * network.parameters  # nothing for every voxel
+    (tmp_path / "model.tflite").write_bytes(content)
     tile = np.random.default_rng(0).normal(size=(1, *study.publishing.tile, 1)).astype(np.float32)
     logits = network([tf.constant(weight) for weight in weights], tf.constant(tile))
     found = LiteModel(tmp_path / "model.tflite")(tile)
