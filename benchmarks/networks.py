@@ -20,7 +20,7 @@ steps alone. Latency is that of one tile of the published models in LiteRT on on
 float32 and dynamic range in the same process; "faster" and "smaller" are dynamic range against float32.
 
 Rows that the CSV already has (of the same arm, study, budget and seed) are not computed again, and an arm of
-`normalization` that was interrupted goes on from its last round in --weights.
+`normalization` that was interrupted goes on from its last round in --weights, without a figure of its seconds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._federated import Weights, fastest_operations, federate
+from benchmarks._federated import Weights, checkpoint_path, fastest_operations, federate
 from benchmarks._pooled import (
     ROOT,
     Data,
@@ -201,17 +201,19 @@ def measure(data: Data, row: Row, threads: int, checkpoints: Path | None) -> Row
     steps, rounds, seed = (int(row[key]) for key in ("steps", "rounds", "seed"))
     started = time.perf_counter()
     weights: Weights
+    resumed = False
     if rounds:
         assert checkpoints is not None  # asked for
         folder = checkpoints / f"{row['study']}-{row['arm']}-{steps}-{rounds}-{study.model.filters}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
+        resumed = checkpoint_path(folder).exists()
         weights = federate(data, steps // rounds, seed, folder, [rounds])[rounds]
         speed = images_per_second(data, network, fastest_operations(study))
     else:
         augmentations = tuple(name for name in _AUGMENTATIONS if name in study.augmentation)
         weights = train(data, network, augmentations, steps, seed)
         speed = images_per_second(data, network)
-    seconds = time.perf_counter() - started
+    seconds = math.nan if resumed else time.perf_counter() - started
     found = evaluated(data, predictor(study, network, weights), threads)
     found |= {"parameters": network.parameters, "images_per_second": round(speed, 2), "seconds": round(seconds, 1)}
     return found | published(data, network, weights, threads)

@@ -390,7 +390,8 @@ def _run(agents: list[Any], sites: list[str], statuses: list[SiteStatus]) -> int
     for thread in threads:
         thread.start()
     for thread in threads:
-        while thread.is_alive():  # waking up now and then: a signal that comes just before a wait does not end it
+        # Waking up now and then: a signal that another thread receives, or that comes just before a wait, ends none.
+        while thread.is_alive():
             thread.join(_SIGNAL_SECONDS)
     while any(thread.name == WORK_THREAD for thread in threading.enumerate()):
         # A batch of training cannot be interrupted. All that it could still write is put in place whole or not at all.

@@ -67,8 +67,8 @@ DEFAULTS: Final[Mapping[Head, Splitting]] = MappingProxyType(
     {
         "softmax": Splitting(method="shape"),
         "sigmoid": Splitting(method="shape"),
-        # The best mean AP over the sites' validation cases of the shipped nuclei study, as it is published; "both" is
-        # the better one for networks that have seen a seventh of its patches.
+        # The best mean AP over the sites' validation cases of the shipped nuclei study, as it is published; "both" was
+        # not clearly better in any run (docs/instances.md).
         "distance": Splitting(method="distance", threshold=0.5, smoothing=1.0, height=0.1, least_size=24),
     }
 )

@@ -12,9 +12,10 @@ import pytest
 import tensorflow as tf
 
 from common.errors import StudyError
+from common.export.forward import predictor
 from common.inference.lite import LiteModel
 from common.metrics.losses import dice_cross_entropy
-from common.models import build_network, outputs_of, probabilities
+from common.models import build_network, outputs_of
 from common.models.layers import LOGIT_SCALE
 from common.network_traits import NETWORKS
 from common.study import Study
@@ -63,10 +64,9 @@ def test_starts_the_same_every_time_and_exports_to_what_tensorflow_computes(
 
     (tmp_path / "model.tflite").write_bytes(convert(study, network, weights, "float32", []))
     tile = np.random.default_rng(0).normal(size=(1, *study.publishing.tile, 1)).astype(np.float32)
-    logits = network([tf.constant(weight) for weight in weights], tf.constant(tile))
-    assert logits.shape == (*tile.shape[:-1], outputs_of(study))
-    found = LiteModel(tmp_path / "model.tflite")(tile)
-    np.testing.assert_allclose(found, probabilities(study, logits).numpy(), atol=LARGEST_DIFFERENCE, rtol=0)
+    expected = predictor(study, network, weights)(tile)
+    assert expected.shape == (*tile.shape[:-1], outputs_of(study))
+    np.testing.assert_allclose(LiteModel(tmp_path / "model.tflite")(tile), expected, atol=LARGEST_DIFFERENCE, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "encoder", "dimensions"), EVERY_NETWORK)
@@ -89,8 +89,7 @@ def test_quantized_files_hold_narrow_weights_and_answer_nearly_as_tensorflow(
     content = convert(study, network, weights, variant, tiles)
     (tmp_path / "model.tflite").write_bytes(content)
 
-    logits = network([tf.constant(weight) for weight in weights], tf.constant(tiles[:1]))
-    expected = probabilities(study, logits).numpy()
+    expected = predictor(study, network, weights)(tiles[0][np.newaxis])
     assert expected.std() > 0.05
     found = LiteModel(tmp_path / "model.tflite")(tiles[0][np.newaxis])
     assert np.abs(found - expected).mean() < share * expected.std()
@@ -121,9 +120,8 @@ def test_every_normalization_exports_to_what_tensorflow_computes(
     assert contents_of(content).weight_bytes["FLOAT32"] < 4 * 1.05 * network.parameters  # nothing for every voxel
     (tmp_path / "model.tflite").write_bytes(content)
     tile = np.random.default_rng(0).normal(size=(1, *study.publishing.tile, 1)).astype(np.float32)
-    logits = network([tf.constant(weight) for weight in weights], tf.constant(tile))
-    found = LiteModel(tmp_path / "model.tflite")(tile)
-    np.testing.assert_allclose(found, probabilities(study, logits).numpy(), atol=LARGEST_DIFFERENCE, rtol=0)
+    expected = predictor(study, network, weights)(tile)
+    np.testing.assert_allclose(LiteModel(tmp_path / "model.tflite")(tile), expected, atol=LARGEST_DIFFERENCE, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "encoder", "dimensions"), EVERY_NETWORK)

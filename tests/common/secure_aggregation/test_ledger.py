@@ -107,7 +107,8 @@ def _begin(path: Path, attempt: int) -> bool:
 
 def test_of_two_processes_one_begins(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    # Not forked: this process may have threads of TensorFlow and gRPC, whose locks a fork would keep for ever.
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
         results = pool.starmap(_begin, [(path, attempt) for attempt in range(6)])
     assert sum(results) == 1 and path.read_bytes().count(b"\n") == 1
 

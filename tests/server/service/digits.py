@@ -319,6 +319,15 @@ class Worker:
         return self.training_cases
 
 
+def begun_upload(coordinator: Coordinator, site: Site, blob: bytes, size: int) -> Upload:
+    """An upload of which so many bytes are at the coordinator."""
+    upload = site.begin_upload(blob)
+    assert upload.next() == 0
+    upload.send(blob[:size])
+    eventually(lambda: [path.stat().st_size for path in coordinator.updates.glob("*.upload")] == [size])
+    return upload
+
+
 def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
     """The status and the words with which the call fails."""
     with pytest.raises(grpc.RpcError) as raised:

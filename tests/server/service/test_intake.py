@@ -29,6 +29,7 @@ from tests.server.service.digits import (
     Coordinator,
     Site,
     Upload,
+    begun_upload,
     blob_of,
     eventually,
     refusal,
@@ -40,21 +41,12 @@ from tests.server.service.digits import (
 # An upload that breaks. ---------------------------------------------------------------------------------------------
 
 
-def _begun(coordinator: Coordinator, site: Site, blob: bytes, size: int) -> Upload:
-    """An upload of which so many bytes are at the coordinator."""
-    upload = site.begin_upload(blob)
-    assert upload.next() == 0
-    upload.send(blob[:size])
-    eventually(lambda: [path.stat().st_size for path in coordinator.updates.glob("*.upload")] == [size])
-    return upload
-
-
 @pytest.mark.parametrize("half_close", [False, True], ids=["cut", "ended early"])
 def test_an_upload_that_breaks_off_goes_on_where_it_was(
     coordinator: Coordinator, alpha: Site, half_close: bool
 ) -> None:
     coordinator.open()
-    upload = _begun(coordinator, alpha, WHOLE, 300)
+    upload = begun_upload(coordinator, alpha, WHOLE, 300)
     if half_close:
         assert upload.end().again
     else:
@@ -73,7 +65,7 @@ def test_an_upload_goes_on_after_the_coordinator_was_started_again(
 ) -> None:
     first = started()
     first.open()
-    _begun(first, connect(first, "alpha"), WHOLE, 300)
+    begun_upload(first, connect(first, "alpha"), WHOLE, 300)
     first.stop()
     second = started()
     second.open()
@@ -88,7 +80,7 @@ def test_bytes_that_were_damaged_meanwhile_are_found_and_asked_for_again(
 ) -> None:
     first = started()
     first.open()
-    _begun(first, connect(first, "alpha"), WHOLE, 300)
+    begun_upload(first, connect(first, "alpha"), WHOLE, 300)
     first.stop()
     (path,) = first.updates.glob("*.upload")
     path.write_bytes(b"\0" * 300)
@@ -117,14 +109,14 @@ def test_an_update_that_was_whole_before_the_coordinator_was_killed_needs_no_byt
 
 def test_a_part_of_another_update_of_the_site_is_not_kept(coordinator: Coordinator, alpha: Site) -> None:
     coordinator.open()
-    _begun(coordinator, alpha, blob_of([np.full(SIZE, 9, np.float32), np.int32(1)]), 300).break_off()
+    begun_upload(coordinator, alpha, blob_of([np.full(SIZE, 9, np.float32), np.int32(1)]), 300).break_off()
     assert alpha.upload().accepted
     assert len(coordinator.files()) == 1
 
 
 def test_a_newer_upload_of_a_site_goes_on_with_one_whose_line_is_dead(coordinator: Coordinator, alpha: Site) -> None:
     coordinator.open()
-    older = _begun(coordinator, alpha, WHOLE, 300)
+    older = begun_upload(coordinator, alpha, WHOLE, 300)
     newer = alpha.begin_upload(WHOLE)
     assert newer.next() == 300
     assert refusal(older.next)[0] is grpc.StatusCode.UNAVAILABLE
@@ -185,7 +177,7 @@ def _until_stored(coordinator: Coordinator, size: int) -> None:
 def test_uploads_of_several_sites_do_not_disturb_each_other(coordinator: Coordinator, alpha: Site, beta: Site) -> None:
     coordinator.open()
     other = blob_of(update_of("beta"))
-    one = _begun(coordinator, alpha, WHOLE, 300)
+    one = begun_upload(coordinator, alpha, WHOLE, 300)
     two = beta.begin_upload(other)
     two.send(other)
     one.send(WHOLE[300:])

@@ -17,12 +17,12 @@ from tests.server.service.digits import (
     Coordinator,
     Site,
     Upload,
+    begun_upload,
     broadcast_of,
     eventually,
     refusal,
     sha256,
 )
-from tests.server.service.test_intake import _begun
 
 _TASK = pb.TaskName(kind=pb.TRAIN, round=1, attempt=1)
 _BAD_WORDS: dict[str, dict[str, Any]] = {
@@ -120,7 +120,7 @@ def test_an_upload_with_a_malformed_message_ends_and_keeps_what_came_before(
     coordinator: Coordinator, alpha: Site, then: dict[str, Any], begun: int
 ) -> None:
     coordinator.open()
-    upload = _begun(coordinator, alpha, WHOLE, begun)
+    upload = begun_upload(coordinator, alpha, WHOLE, begun)
     upload.say(**then)
     assert refusal(upload.next)[0] is grpc.StatusCode.INVALID_ARGUMENT
     again = alpha.begin_upload(WHOLE)
