@@ -16,18 +16,15 @@ from common.errors import RunFolderError
 from common.security.certificates import Identity
 from common.wire import federation_pb2 as pb
 from common.wire.tensors import decode, encode_chunks
-from tests.client.test_agent import (  # noqa: F401  (fixtures)
+from tests.client.stand_ins import (
     BROADCAST,
     PATIENCE,
     Coordinator,
     Running,
     Worker,
-    _again,
-    _refused,
-    coordinator,
+    again,
     eventually,
-    identities,
-    start,
+    refused,
     task,
 )
 
@@ -36,8 +33,8 @@ UPDATE = b"".join(encode_chunks([np.full(5, 1, np.float32)]))
 
 @pytest.fixture
 def begin(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
     tmp_path: Path,
 ) -> Iterator[Callable[[Worker], Running]]:
     """Starts the site, one after the other on the same work folder."""
@@ -61,7 +58,7 @@ def _held(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("updates/*/*"))
 
 
-def test_a_broken_download_goes_on_where_it_was(coordinator: Coordinator, begin: Callable[..., Running]) -> None:  # noqa: F811
+def test_a_broken_download_goes_on_where_it_was(coordinator: Coordinator, begin: Callable[..., Running]) -> None:
     coordinator.serves = [BROADCAST[:50_000]]
     coordinator.breaks = [grpc.StatusCode.UNAVAILABLE]
     worker = Worker()
@@ -75,7 +72,7 @@ def test_a_broken_download_goes_on_where_it_was(coordinator: Coordinator, begin:
 
 
 def test_a_site_started_again_goes_on_with_its_download_and_keeps_the_newest_broadcast(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     tmp_path: Path,
 ) -> None:
@@ -95,7 +92,7 @@ def test_a_site_started_again_goes_on_with_its_download_and_keeps_the_newest_bro
 
 
 def test_a_kept_broadcast_that_was_damaged_is_fetched_again(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -117,7 +114,7 @@ def test_a_kept_broadcast_that_was_damaged_is_fetched_again(
 
 
 def test_an_update_without_an_answer_is_sent_by_the_site_started_again_and_not_trained(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     tmp_path: Path,
 ) -> None:
@@ -137,7 +134,7 @@ def test_an_update_without_an_answer_is_sent_by_the_site_started_again_and_not_t
     assert _held(tmp_path) == []
 
 
-def test_only_what_the_coordinator_lacks_is_sent(coordinator: Coordinator, begin: Callable[..., Running]) -> None:  # noqa: F811
+def test_only_what_the_coordinator_lacks_is_sent(coordinator: Coordinator, begin: Callable[..., Running]) -> None:
     coordinator.holds = [50]
     site = begin(Worker())
     coordinator.say(task=task(1))
@@ -148,7 +145,7 @@ def test_only_what_the_coordinator_lacks_is_sent(coordinator: Coordinator, begin
 
 
 def test_nothing_of_an_update_that_the_coordinator_has_is_sent(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     tmp_path: Path,
 ) -> None:
@@ -163,7 +160,7 @@ def test_nothing_of_an_update_that_the_coordinator_has_is_sent(
 
 @pytest.mark.parametrize("beyond", [len(UPDATE), 2**63], ids=str)
 def test_a_coordinator_that_asks_for_bytes_beyond_the_end_gets_none(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     beyond: int,
 ) -> None:
@@ -175,7 +172,7 @@ def test_a_coordinator_that_asks_for_bytes_beyond_the_end_gets_none(
 
 
 def test_an_update_is_not_sent_for_a_task_on_other_weights(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
 ) -> None:
     coordinator.answers = [_break]
@@ -204,7 +201,7 @@ def test_an_update_is_not_sent_for_a_task_on_other_weights(
     ids=["gone", "empty", "torn", "other"],
 )
 def test_a_damaged_update_is_trained_again(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     tmp_path: Path,
     name: str,
@@ -225,9 +222,9 @@ def test_a_damaged_update_is_trained_again(
     assert [data for _, data in coordinator.uploads] == [UPDATE] * 2
 
 
-@pytest.mark.parametrize("answers", [[_refused], [_again] * 3], ids=["refused", "damaged on the line"])
+@pytest.mark.parametrize("answers", [[refused], [again] * 3], ids=["refused", "damaged on the line"])
 def test_an_update_that_was_refused_does_not_stay(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     tmp_path: Path,
     answers: list[Any],
@@ -243,7 +240,7 @@ def test_an_update_that_was_refused_does_not_stay(
 
 
 def test_nothing_stays_when_the_study_is_over(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     tmp_path: Path,
 ) -> None:
@@ -258,7 +255,7 @@ def test_nothing_stays_when_the_study_is_over(
 
 @pytest.mark.parametrize("folder", ["broadcast", "updates"])
 def test_a_work_folder_that_takes_nothing_is_told_and_ends_the_agent(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     tmp_path: Path,
     folder: str,
@@ -273,11 +270,11 @@ def test_a_work_folder_that_takes_nothing_is_told_and_ends_the_agent(
 
 
 def test_several_agents_of_one_process_keep_their_updates_apart(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     begin: Callable[..., Running],
     tmp_path: Path,
-    identities: dict[str, Identity],  # noqa: F811
-    start: Callable[..., Coordinator],  # noqa: F811
+    identities: dict[str, Identity],
+    start: Callable[..., Coordinator],
 ) -> None:
     other = start()
     one = begin(Worker())

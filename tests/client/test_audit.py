@@ -19,25 +19,21 @@ from common.security.authorities import trusted_authority
 from common.security.certificates import Identity
 from common.wire import federation_pb2 as pb
 from common.wire.channel import Address
-from tests.client.test_agent import (  # noqa: F401  (fixtures)
+from tests.client.stand_ins import (
     Coordinator,
     Running,
     Worker,
-    coordinator,
     eventually,
-    identities,
-    start,
     task,
-    worker,
 )
 from tests.signers import AUTHORITIES, site_of
 
 
 @pytest.fixture
 def work(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
-    worker: Worker,  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
+    worker: Worker,
     tmp_path: Path,
 ) -> Path:
     """The work folder of a site that took part in two rounds, of which the second update was not taken."""
@@ -62,7 +58,7 @@ def _entries(work: Path, event: str) -> list[Entry]:
     return [entry for entry in check_log(work, trusted_authority(AUTHORITIES)).entries if entry.event == event]
 
 
-def test_all_that_comes_and_goes_is_recorded(work: Path, coordinator: Coordinator) -> None:  # noqa: F811
+def test_all_that_comes_and_goes_is_recorded(work: Path, coordinator: Coordinator) -> None:
     found = [entry.event for entry in check_log(work, trusted_authority(AUTHORITIES)).entries]
     assert found == [
         "started", "head-signed", "dialled", "connected",
@@ -87,8 +83,8 @@ def test_all_that_comes_and_goes_is_recorded(work: Path, coordinator: Coordinato
 
 
 def test_what_a_private_site_sends_is_called_what_it_is(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
     tmp_path: Path,
 ) -> None:
     class Private(Worker):
@@ -116,9 +112,9 @@ def test_what_a_private_site_sends_is_called_what_it_is(
 
 
 def test_an_update_is_recorded_before_its_first_byte_leaves(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
-    worker: Worker,  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
+    worker: Worker,
     tmp_path: Path,
 ) -> None:
     class Full(AuditLog):
@@ -137,8 +133,8 @@ def test_an_update_is_recorded_before_its_first_byte_leaves(
 
 
 def test_what_is_said_without_an_answer_is_recorded_before_and_once(
-    identities: dict[str, Identity],  # noqa: F811
-    worker: Worker,  # noqa: F811
+    identities: dict[str, Identity],
+    worker: Worker,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -158,8 +154,8 @@ def test_what_is_said_without_an_answer_is_recorded_before_and_once(
 
 
 def test_the_budget_that_goes_with_an_update_is_recorded_before(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
     tmp_path: Path,
 ) -> None:
     class Spending(Worker):

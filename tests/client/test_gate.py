@@ -19,17 +19,13 @@ from common.errors import ApprovalError, PolicyError, PolicyFileError
 from common.security.certificates import Identity
 from common.study import Study
 from common.wire import federation_pb2 as pb
-from tests.client.test_agent import (  # noqa: F401  (fixtures)
+from tests.client.stand_ins import (
     PATIENCE,
     Coordinator,
     Running,
     Worker,
-    coordinator,
     eventually,
-    identities,
-    start,
     task,
-    worker,
 )
 
 
@@ -67,9 +63,9 @@ def operator(tmp_path: Path, tiny_study: Callable[..., Study]) -> Operator:
 
 @pytest.fixture
 def site(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
-    worker: Worker,  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
+    worker: Worker,
     operator: Operator,
 ) -> Iterator[Running]:
     running = Running(coordinator.address, identities["alpha"], worker, gate=operator.gate())
@@ -96,9 +92,9 @@ def site(
     ],
 )
 def test_a_task_that_violates_the_policy_is_refused_by_name_and_never_worked_on(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
-    worker: Worker,  # noqa: F811
+    worker: Worker,
     operator: Operator,
     caplog: pytest.LogCaptureFixture,
     rules: str,
@@ -120,9 +116,9 @@ def test_a_task_that_violates_the_policy_is_refused_by_name_and_never_worked_on(
 
 
 def test_only_the_forbidden_kind_of_task_is_refused(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
-    worker: Worker,  # noqa: F811
+    worker: Worker,
     operator: Operator,
 ) -> None:
     operator.rules("tasks: [train]\n")
@@ -134,9 +130,9 @@ def test_only_the_forbidden_kind_of_task_is_refused(
 
 
 def test_a_task_waits_for_the_hours_and_is_done_then(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
-    worker: Worker,  # noqa: F811
+    worker: Worker,
     operator: Operator,
 ) -> None:
     operator.rules('hours: "20:00-06:00"\n')
@@ -151,9 +147,9 @@ def test_a_task_waits_for_the_hours_and_is_done_then(
 
 
 def test_work_under_way_when_the_hours_end_is_finished(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
-    worker: Worker,  # noqa: F811
+    worker: Worker,
     operator: Operator,
 ) -> None:
     operator.rules('hours: "08:00-18:00"\n')
@@ -169,9 +165,9 @@ def test_work_under_way_when_the_hours_end_is_finished(
 
 
 def test_an_update_that_is_here_when_the_hours_end_is_sent_after_the_line_broke(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
-    worker: Worker,  # noqa: F811
+    worker: Worker,
     operator: Operator,
 ) -> None:
     operator.rules('hours: "08:00-18:00"\n')
@@ -193,9 +189,9 @@ def _break(receipt: pb.UploadReceipt) -> None:
 
 
 def test_a_policy_that_is_tightened_during_training_holds_the_update_back(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
-    worker: Worker,  # noqa: F811
+    worker: Worker,
     operator: Operator,
 ) -> None:
     worker.go.clear()
@@ -215,9 +211,9 @@ def test_a_policy_that_is_tightened_during_training_holds_the_update_back(
 
 @pytest.mark.parametrize("number", [0, 6, 5000])
 def test_a_round_that_the_approved_study_does_not_have_is_refused(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
-    worker: Worker,  # noqa: F811
+    worker: Worker,
     operator: Operator,
     number: int,
 ) -> None:
@@ -233,9 +229,9 @@ def test_a_round_that_the_approved_study_does_not_have_is_refused(
 
 @pytest.mark.parametrize("during", ["waiting", "training"])
 def test_a_study_that_is_rejected_while_the_site_runs_ends_it_and_nothing_more_leaves(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
-    worker: Worker,  # noqa: F811
+    worker: Worker,
     operator: Operator,
     during: str,
 ) -> None:
@@ -272,9 +268,9 @@ def test_a_policy_that_cannot_be_read_any_more_lets_nothing_pass(operator: Opera
 
 
 def test_nothing_that_a_coordinator_says_changes_the_policy(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
-    worker: Worker,  # noqa: F811
+    worker: Worker,
     operator: Operator,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -23,17 +23,14 @@ from common.learning.personal import PersonalLayers
 from common.security.certificates import Identity, ensure_simulation_identities, load_identity
 from common.wire import federation_pb2 as pb
 from common.wire.tensors import Array, TensorSpec, decode
-from tests.client.test_agent import (  # noqa: F401  (fixtures)
+from tests.client.stand_ins import (
     PATIENCE,
     PLAN,
     Coordinator,
     Running,
-    _again,
-    _refused,
-    coordinator,
+    again,
     eventually,
-    identities,
-    start,
+    refused,
     task,
 )
 
@@ -232,7 +229,7 @@ def test_a_run_that_begins_anew_leaves_nothing_of_the_one_before(tmp_path: Path)
 
 
 @pytest.fixture
-def own(tmp_path: Path, identities: dict[str, Identity]) -> Callable[[], Path]:  # noqa: F811
+def own(tmp_path: Path, identities: dict[str, Identity]) -> Callable[[], Path]:
     """The folder of the agent's run, once it is made."""
 
     def find() -> Path:
@@ -244,8 +241,8 @@ def own(tmp_path: Path, identities: dict[str, Identity]) -> Callable[[], Path]: 
 
 @pytest.fixture
 def site(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
     tmp_path: Path,
 ) -> Iterator[Running]:
     running = Running(coordinator.address, identities["alpha"], doubling(tmp_path / "personal"))  # type: ignore[arg-type]
@@ -254,7 +251,7 @@ def site(
     running.end.exception(PATIENCE)
 
 
-def began(coordinator: Coordinator) -> list[tuple[int, float]]:  # noqa: F811
+def began(coordinator: Coordinator) -> list[tuple[int, float]]:
     """The round of every update, and the value that it began from."""
     return [(header.task.round, float(decode(data)[1][0])) for header, data in coordinator.uploads]
 
@@ -264,7 +261,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_values_are_kept_once_the_receipt_accepts_the_update(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
     own: Callable[[], Path],
 ) -> None:
@@ -279,11 +276,11 @@ def test_values_are_kept_once_the_receipt_accepts_the_update(
 
 
 def test_values_of_a_refused_update_are_not_gone_on_from(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
     own: Callable[[], Path],
 ) -> None:
-    for number, answer in ((1, None), (2, _refused), (3, None)):
+    for number, answer in ((1, None), (2, refused), (3, None)):
         coordinator.answers = [answer] if answer else []
         coordinator.say(task=task(number))
         eventually(lambda number=number: len(coordinator.uploads) == number)
@@ -293,7 +290,7 @@ def test_values_of_a_refused_update_are_not_gone_on_from(
 
 
 def test_values_of_an_update_that_arrives_damaged_three_times_are_dropped(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
     own: Callable[[], Path],
 ) -> None:
@@ -301,7 +298,7 @@ def test_values_of_an_update_that_arrives_damaged_three_times_are_dropped(
 
     def damaged(receipt: pb.UploadReceipt) -> None:
         held.append(names(own()))
-        _again(receipt)
+        again(receipt)
 
     coordinator.answers = [damaged] * 3
     coordinator.say(task=task(1))
@@ -316,7 +313,7 @@ def test_values_of_an_update_that_arrives_damaged_three_times_are_dropped(
 @pytest.mark.parametrize("kind", [pb.EVALUATE, pb.TRAIN], ids=["evaluate", "train"])
 @pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
 def test_where_no_receipt_arrives_the_next_task_says_whether_the_update_was_taken(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
     own: Callable[[], Path],
     taken: bool,
@@ -349,8 +346,8 @@ def _lost(receipt: pb.UploadReceipt) -> None:
 
 @pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
 def test_a_site_started_again_asks_whether_its_last_update_was_taken_before_it_goes_on(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
     site: Running,
     own: Callable[[], Path],
     tmp_path: Path,
@@ -377,7 +374,7 @@ def test_a_site_started_again_asks_whether_its_last_update_was_taken_before_it_g
 
 @pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
 def test_a_site_that_comes_back_after_the_study_hears_what_became_of_its_last_update(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
     own: Callable[[], Path],
     taken: bool,
@@ -394,8 +391,8 @@ def test_a_site_that_comes_back_after_the_study_hears_what_became_of_its_last_up
 
 
 def test_an_update_is_sent_again_with_the_values_that_belong_to_it(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
     site: Running,
     own: Callable[[], Path],
     tmp_path: Path,
@@ -419,8 +416,8 @@ def test_an_update_is_sent_again_with_the_values_that_belong_to_it(
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"other")], ids=["gone", "other"])
 def test_an_update_whose_values_do_not_belong_to_it_is_trained_again(
-    coordinator: Coordinator,  # noqa: F811
-    identities: dict[str, Identity],  # noqa: F811
+    coordinator: Coordinator,
+    identities: dict[str, Identity],
     site: Running,
     own: Callable[[], Path],
     tmp_path: Path,
@@ -443,8 +440,8 @@ def test_an_update_whose_values_do_not_belong_to_it_is_trained_again(
 
 
 def test_of_two_runs_of_one_study_and_plan_neither_goes_on_from_the_others_values(
-    start: Callable[..., Coordinator],  # noqa: F811
-    coordinator: Coordinator,  # noqa: F811
+    start: Callable[..., Coordinator],
+    coordinator: Coordinator,
     site: Running,
     own: Callable[[], Path],
     tmp_path: Path,
@@ -467,7 +464,7 @@ def test_of_two_runs_of_one_study_and_plan_neither_goes_on_from_the_others_value
 
 
 def test_a_folder_that_cannot_be_written_as_the_update_ends_is_told_and_the_update_not_taken(
-    coordinator: Coordinator,  # noqa: F811
+    coordinator: Coordinator,
     site: Running,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -475,7 +472,7 @@ def test_a_folder_that_cannot_be_written_as_the_update_ends_is_told_and_the_upda
         raise RunFolderError("alpha/personal: the disk is full")
 
     monkeypatch.setattr(personal.PersonalStore, "sent", full)
-    coordinator.answers = [_again]  # as for every update that ends without its digest
+    coordinator.answers = [again]  # as for every update that ends without its digest
     coordinator.say(task=task(1))
     with pytest.raises(RunFolderError, match="the disk is full"):
         site.end.result(PATIENCE)
