@@ -17,9 +17,10 @@ Every arm keeps its weights after 1/2, 3/4 and all of its steps; validation case
 study) choose one of the three: the site's own for a site alone, those of all sites, each site counting the same, for
 pooled and federated. The holdout only reports: mean Dice of every arm on every site's holdout cases.
 
-    gain      the mean of federated over sites with at least 10 holdout cases, relative to the mean over the sites
-              alone of the same figure
+    gain      the mean of federated over sites, relative to the mean over the sites alone of the same figure
     ceiling   the same mean of federated as a share of pooled's
+
+Both are of two means: over the sites with at least 10 holdout cases, and over all sites.
 
 Rows that `results/generalization_STUDY.csv` already has (of the same arm, steps, rounds, filters, seed and, of fedprox,
 mu) are not computed again, and an arm that was interrupted goes on from its last checkpoint in --weights.
@@ -62,6 +63,7 @@ FEDERATED = ("fedavg", "fedprox")
 _DOCS = ROOT / "docs" / "generalization.md"
 _STUDIES = ("nuclei", "hippocampus")
 _SNAPSHOTS = (0.5, 0.75, 1.0)
+_MEANS = {"holdout_large": f"sites of >= {LARGE_SITE_CASES}", "holdout_sites": "all sites"}
 _TEXT = frozenset(["arm"])
 _WHOLE = frozenset(["steps", "rounds", "filters", "seed", "chosen_step", "patches_of_each_source"])
 _BUDGET = ("steps", "filters", "seed")
@@ -247,10 +249,11 @@ def _shown(sites: Sequence[str]) -> dict[str, str]:
     return shown | {"holdout_large": f">= {LARGE_SITE_CASES} cases", "holdout_sites": "all sites", "seconds": "s"}
 
 
-def gains(rows: Sequence[Row]) -> dict[str, float]:
-    """Figures over arms of one budget: the mean of the sites alone; each federated arm's gain, and share of pooled."""
-    # Where no site has enough holdout cases, all sites count.
-    column = "holdout_sites" if any(math.isnan(float(row["holdout_large"])) for row in rows) else "holdout_large"
+def gains(rows: Sequence[Row], column: str) -> dict[str, float]:
+    """Figures over arms of one budget: the mean of the sites alone; each federated arm's gain, and share of pooled.
+
+    `column` is the mean that they are of: "holdout_large", over sites with enough holdout cases, or "holdout_sites".
+    """
     found = {_title(row): float(row[column]) for row in rows}
     alone = [value for arm, value in found.items() if arm.startswith("alone ")]
     figures: dict[str, float] = {}
@@ -277,9 +280,11 @@ def _title(row: Row) -> str:
 
 def summarize(rows: Sequence[Row]) -> None:
     """Print what the arms say together."""
-    for name, value in gains(rows).items():
-        form = "+.1%" if name.endswith("gain") else ".1%" if name.endswith("pooled") else ".4f"
-        print(f"{name}: {value:{form}}")
+    for column, name in _MEANS.items():
+        print(f"mean over {name}:")
+        for figure, value in gains(rows, column).items():
+            form = "+.1%" if figure.endswith("gain") else ".1%" if figure.endswith("pooled") else ".4f"
+            print(f"  {figure}: {value:{form}}")
 
 
 def write_docs() -> None:
@@ -302,7 +307,7 @@ def table(rows: Sequence[Row]) -> str:
     )
     sites = [key.removeprefix("holdout_") for key in chosen[0] if key.startswith("holdout_")][:-2]
     heading = ["", *(f"{site} (n={chosen[0][f'cases_{site}']})" for site in sites)]
-    heading += [f"sites of >= {LARGE_SITE_CASES}", "all sites", "patches of each source", "best after step", "seconds"]
+    heading += [*_MEANS.values(), "patches of each source", "best after step", "seconds"]
     first = chosen[0]
     lines = [
         "",
@@ -316,16 +321,26 @@ def table(rows: Sequence[Row]) -> str:
         cells += [f"{float(row['holdout_large']):.3f}", f"{float(row['holdout_sites']):.3f}"]
         cells += [f"{row['patches_of_each_source']}", f"{row['chosen_step']}", f"{float(row['seconds']):.0f}"]
         lines.append(f"| {_title(row)} | {' | '.join(cells)} |")
-    figures = gains(chosen)
-    lines.append("")
-    if "alone" in figures:
-        lines.append(f"- mean of the sites alone on everybody's holdout: {figures['alone']:.3f}")
-    for arm in (_title(row) for row in chosen if row["arm"] in FEDERATED):
-        if f"{arm} gain" in figures:
-            lines.append(f"- {arm}, against it: {figures[f'{arm} gain']:+.1%}")
-        if f"{arm} of pooled" in figures:
-            lines.append(f"- {arm}, as a share of pooled: {figures[f'{arm} of pooled']:.1%}")
-    return "\n".join([*lines, "", ""])
+    return "\n".join([*lines, "", *_together_lines(chosen), "", ""])
+
+
+def _together_lines(rows: Sequence[Row]) -> list[str]:
+    """Markdown: a row a federated arm, its gain and its share of pooled, by either mean over sites."""
+    figures = {name: gains(rows, column) for column, name in _MEANS.items()}
+    arms = [_title(row) for row in rows if row["arm"] in FEDERATED]
+    columns = [
+        (f"{words}, {name}", found, kind, form)
+        for kind, words, form in (("gain", "against the sites alone", "+.1%"), ("of pooled", "of pooled", ".1%"))
+        for name, found in figures.items()
+        if any(f"{arm} {kind}" in found for arm in arms)
+    ]
+    if not columns:
+        return []
+    lines = [f"|  | {' | '.join(title for title, *_ in columns)} |", "|---|" + "---:|" * len(columns)]
+    for arm in arms:
+        cells = [format(found[f"{arm} {kind}"], form) for _, found, kind, form in columns]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":
