@@ -36,7 +36,7 @@ simulate: $(READY)
 	$(BIN)/wardround simulate $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -24,11 +24,6 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """System tests first: of several processes that share the files, none is left with a long one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("system") is None)
-
-
 @pytest.fixture(scope="session")
 def tensorflow() -> None:
     """TensorFlow with the one intra-op thread that the test studies ask for; loaded once."""
