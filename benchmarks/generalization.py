@@ -328,12 +328,12 @@ def _together_lines(rows: Sequence[Row]) -> list[str]:
     """Markdown: a row a federated arm, its gain and its share of pooled, by either mean over sites."""
     figures = {name: gains(rows, column) for column, name in _MEANS.items()}
     arms = [_title(row) for row in rows if row["arm"] in FEDERATED]
-    columns = [
-        (f"{words}, {name}", found, kind, form)
-        for kind, words, form in (("gain", "against the sites alone", "+.1%"), ("of pooled", "of pooled", ".1%"))
-        for name, found in figures.items()
-        if any(f"{arm} {kind}" in found for arm in arms)
-    ]
+    columns = []
+    for name, found in figures.items():
+        alone = f"against the sites alone ({found.get('alone', math.nan):.3f}), {name}"
+        for kind, title, form in (("gain", alone, "+.1%"), ("of pooled", f"of pooled, {name}", ".1%")):
+            if any(math.isfinite(found.get(f"{arm} {kind}", math.nan)) for arm in arms):
+                columns.append((title, found, kind, form))
     if not columns:
         return []
     lines = [f"|  | {' | '.join(title for title, *_ in columns)} |", "|---|" + "---:|" * len(columns)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from common.security.certificates import Identity, ensure_simulation_identities, issue, load_identity
-from tests.client.stand_ins import PATIENCE, Coordinator, Running, Worker
+from tests.client.stand_ins import Coordinator, Running, Worker
 
 
 @pytest.fixture(scope="module")
@@ -49,5 +49,4 @@ def worker() -> Worker:
 def site(coordinator: Coordinator, identities: dict[str, Identity], worker: Worker) -> Iterator[Running]:
     running = Running(coordinator.address, identities["alpha"], worker)
     yield running
-    running.agent.stop()
-    running.end.exception(PATIENCE)
+    running.stop()

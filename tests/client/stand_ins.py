@@ -247,6 +247,13 @@ class Running:
         self.end.exception(PATIENCE)
 
 
+def hold_at_work(coordinator: Coordinator, worker: Worker) -> None:
+    """Gives the site the task of round 1 and waits until its worker is at it, where `worker.go` holds it."""
+    worker.go.clear()
+    coordinator.say(task=task(1))
+    eventually(lambda: worker.begun)
+
+
 # What a coordinator may make of a receipt: its `answers`. ------------------------------------------------------------
 
 

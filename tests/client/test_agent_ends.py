@@ -18,6 +18,7 @@ from tests.client.stand_ins import (
     Running,
     Worker,
     eventually,
+    hold_at_work,
     task,
 )
 
@@ -27,9 +28,7 @@ def test_a_newer_task_ends_the_work_on_an_older_one(
     coordinator: Coordinator, site: Running, worker: Worker, swallow: bool
 ) -> None:
     worker.swallow = swallow  # as data sets do: the work ends early and returns something
-    worker.go.clear()
-    coordinator.say(task=task(1))
-    eventually(lambda: worker.begun)
+    hold_at_work(coordinator, worker)
     coordinator.say(task=task(2))
     eventually(lambda: len(worker.begun) == 2)
     assert worker.ended == [1]
@@ -40,9 +39,7 @@ def test_a_newer_task_ends_the_work_on_an_older_one(
 
 
 def test_of_several_newer_tasks_the_newest_is_done(coordinator: Coordinator, site: Running, worker: Worker) -> None:
-    worker.go.clear()
-    coordinator.say(task=task(1))
-    eventually(lambda: worker.begun)
+    hold_at_work(coordinator, worker)
     for number in (2, 3, 4):
         coordinator.say(task=task(number))
     eventually(lambda: worker.begun[-1] == ("train", 4))
@@ -54,9 +51,7 @@ def test_of_several_newer_tasks_the_newest_is_done(coordinator: Coordinator, sit
 def test_the_end_of_the_study_ends_the_work_and_the_agent(
     coordinator: Coordinator, site: Running, worker: Worker
 ) -> None:
-    worker.go.clear()
-    coordinator.say(task=task(1))
-    eventually(lambda: worker.begun)
+    hold_at_work(coordinator, worker)
     coordinator.say(finished=pb.Finished(reason="study digits is complete"))
     assert site.end.result(PATIENCE) == "study digits is complete"
     assert worker.ended == [1]
@@ -68,9 +63,7 @@ def test_a_stop_ends_work_at_once(
     coordinator: Coordinator, site: Running, worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "wardround.site")
-    worker.go.clear()
-    coordinator.say(task=task(1))
-    eventually(lambda: worker.begun)
+    hold_at_work(coordinator, worker)
     site.agent.stop()
     assert site.end.result(PROMPT) == ""
     assert worker.ended == [1]

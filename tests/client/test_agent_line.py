@@ -19,6 +19,7 @@ from tests.client.stand_ins import (
     Running,
     Worker,
     eventually,
+    hold_at_work,
     task,
 )
 
@@ -26,9 +27,7 @@ from tests.client.stand_ins import (
 def test_a_coordinator_that_goes_away_and_comes_back_is_found_again_and_the_work_went_on(
     start: Callable[..., Coordinator], coordinator: Coordinator, site: Running, worker: Worker
 ) -> None:
-    worker.go.clear()
-    coordinator.say(task=task(1))
-    eventually(lambda: worker.begun)
+    hold_at_work(coordinator, worker)
     coordinator.stop()
     eventually(lambda: "cannot be reached" in site.said("notice"))
     assert site.state() == "training"
@@ -50,9 +49,7 @@ def test_a_coordinator_that_goes_away_and_comes_back_is_found_again_and_the_work
 def test_work_that_ends_while_the_coordinator_is_away_is_sent_when_it_is_back(
     start: Callable[..., Coordinator], coordinator: Coordinator, site: Running, worker: Worker
 ) -> None:
-    worker.go.clear()
-    coordinator.say(task=task(1))
-    eventually(lambda: worker.begun)
+    hold_at_work(coordinator, worker)
     coordinator.stop()
     worker.go.set()
     eventually(lambda: list(site.folder.glob("updates/*/update.json")))
@@ -66,9 +63,7 @@ def test_work_that_ends_while_the_coordinator_is_away_is_sent_when_it_is_back(
 def test_work_that_nobody_waits_for_any_more_when_the_coordinator_is_back_is_given_up(
     start: Callable[..., Coordinator], coordinator: Coordinator, site: Running, worker: Worker
 ) -> None:
-    worker.go.clear()
-    coordinator.say(task=task(1))
-    eventually(lambda: worker.begun)
+    hold_at_work(coordinator, worker)
     coordinator.stop()
     back = start(coordinator.address.port)
     back.say(task=task(2))

@@ -25,6 +25,7 @@ from tests.client.stand_ins import (
     Running,
     Worker,
     eventually,
+    hold_at_work,
     task,
 )
 
@@ -153,9 +154,7 @@ def test_work_under_way_when_the_hours_end_is_finished(
     operator: Operator,
 ) -> None:
     operator.rules('hours: "08:00-18:00"\n')
-    worker.go.clear()
-    coordinator.say(task=task(1))
-    eventually(lambda: worker.begun)
+    hold_at_work(coordinator, worker)
     operator.now = datetime.datetime(2026, 3, 2, 18, 0)
     worker.go.set()
     eventually(lambda: coordinator.uploads)
@@ -194,9 +193,7 @@ def test_a_policy_that_is_tightened_during_training_holds_the_update_back(
     worker: Worker,
     operator: Operator,
 ) -> None:
-    worker.go.clear()
-    coordinator.say(task=task(1))
-    eventually(lambda: worker.begun)
+    hold_at_work(coordinator, worker)
     operator.rules('hours: "20:00-06:00"\nmaximum_bytes_up: 999\n')
     worker.go.set()
     eventually(coordinator.failures)
@@ -236,9 +233,7 @@ def test_a_study_that_is_rejected_while_the_site_runs_ends_it_and_nothing_more_l
     during: str,
 ) -> None:
     if during == "training":
-        worker.go.clear()
-        coordinator.say(task=task(1))
-        eventually(lambda: worker.begun)
+        hold_at_work(coordinator, worker)
     operator.approvals.record("reject", operator.subject, by="Lee")
     if during == "training":
         worker.go.set()
